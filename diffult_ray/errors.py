@@ -1,0 +1,34 @@
+"""The two ways in which a request can be refused, each with the exit code that the front door returns."""
+
+
+class Refused(Exception):
+    """A request that cannot be carried out, told in one line.
+
+    Args:
+        where: the place that the user can change: a file and a dotted key, an option, a variable.
+        rule: what holds there.
+        value: what was received.
+        advice: what to do.
+    """
+
+    exit_code = 2
+
+    def __init__(self, *, where: str, rule: str, value: object = None, advice: str = "") -> None:
+        received = "" if value is None else f" (got {_short(value)})"
+        advised = f"; {advice}" if advice else ""
+        super().__init__(" ".join(f"{where}: {rule}{received}{advised}".split()))
+
+
+class BadInput(Refused):
+    """A mistake in a file, an option or an environment variable: exit code 2."""
+
+
+class DoesNotFit(Refused):
+    """A request that the cluster can never hold: exit code 3."""
+
+    exit_code = 3
+
+
+def _short(value: object, limit: int = 200) -> str:
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 3] + "..."

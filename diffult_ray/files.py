@@ -1,0 +1,64 @@
+"""Whole files in folders: written under a temporary name and renamed, so that none is ever half there."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """Write a file whole or not at all, creating its folder."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """JSON with sorted keys, so that equal values are equal files."""
+    write_bytes(path, json.dumps(value, sort_keys=True, indent=1).encode())
+
+
+def read_json(path: str | Path) -> Any:
+    return json.loads(Path(path).read_bytes())
+
+
+def write_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Tensors as safetensors, on the CPU and contiguous."""
+    from safetensors.torch import save
+
+    write_bytes(path, save({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}))
+
+
+def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load
+
+    return load(Path(path).read_bytes())
+
+
+def write_state(path: str | Path, tensors: Mapping[str, torch.Tensor], numbers: Any) -> None:
+    """Tensors and JSON in one file, so that the two are never of different moments."""
+    import torch
+
+    text = torch.frombuffer(bytearray(json.dumps(numbers).encode()), dtype=torch.uint8)
+    write_tensors(path, {**tensors, "__json__": text})
+
+
+def read_state(path: str | Path) -> tuple[dict[str, torch.Tensor], Any]:
+    """What `write_state` wrote."""
+    tensors = read_tensors(path)
+    return tensors, json.loads(tensors.pop("__json__").numpy().tobytes())

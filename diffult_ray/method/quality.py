@@ -1,0 +1,227 @@
+"""FID and Inception Score, streamed in float64.
+
+Both keep sums that workers gather apart and that are merged afterwards, so that no one ever holds
+all features. A state goes through a file or a table row as plain arrays. Whose features and logits
+they are (Inception's or a reference classifier's) is the caller's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Array = NDArray[np.float64]
+
+
+class Moments:
+    """Mean and covariance of features that come in batches (Chan, Golub, LeVeque 1983)."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean: Array = np.zeros(0)
+        self.scatter: Array = np.zeros((0, 0))  # sum of outer products about the mean
+
+    def update(self, features: Tensor | Array) -> None:
+        """Adds a batch of features [n, d].
+
+        Raises:
+            ValueError: not [n, d] with the d of earlier batches, or not finite.
+        """
+        values = _finite(features, "features")
+        if len(values) == 0:
+            return
+        batch = Moments()
+        batch.count, batch.mean = len(values), values.mean(axis=0)
+        deviations = values - batch.mean
+        batch.scatter = deviations.T @ deviations
+        self.merge(batch)
+
+    def merge(self, other: Moments) -> None:
+        """Adds what another one has gathered. Raises ValueError where the d differ."""
+        if other.count == 0:
+            return
+        if self.count == 0:
+            self.count, self.mean, self.scatter = other.count, other.mean, other.scatter
+            return
+        if self.mean.shape != other.mean.shape:
+            raise ValueError(f"features of {len(self.mean)} and of {len(other.mean)} dimensions")
+        total, delta = self.count + other.count, other.mean - self.mean
+        between = np.outer(delta, delta) * (self.count * other.count / total)
+        self.scatter = self.scatter + other.scatter + between
+        self.mean = self.mean + delta * (other.count / total)
+        self.count = total
+
+    @property
+    def covariance(self) -> Array:
+        """[d, d], unbiased (divided by n - 1), as np.cov and torch-fidelity have it.
+
+        Raises:
+            ValueError: fewer than two samples.
+        """
+        if self.count < 2:
+            raise ValueError(f"a covariance needs two samples or more, got {self.count}")
+        return self.scatter / (self.count - 1)
+
+    def to_arrays(self) -> dict[str, NDArray]:
+        """count [1] int64, mean [d], scatter [d, d]."""
+        return {"count": np.array([self.count]), "mean": self.mean, "scatter": self.scatter}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, ArrayLike]) -> Moments:
+        """The inverse of `to_arrays`; a scatter that a table row has flattened will do."""
+        moments = cls()
+        moments.count = int(np.ravel(arrays["count"])[0])
+        moments.mean = np.array(arrays["mean"], dtype=np.float64)
+        size = len(moments.mean)
+        moments.scatter = _flat(arrays["scatter"]).reshape(size, size)
+        return moments
+
+
+def frechet_distance(a: Moments, b: Moments) -> float:
+    """FID: |m_a - m_b|^2 + tr(A + B - 2 (AB)^(1/2)) (Heusel et al., arXiv 1706.08500, eq. 6).
+
+    With factors A = F F', B = G G', the trace of (AB)^(1/2) is the sum of F'G's singular values.
+    That needs no square root of a product's eigenvalues, whose rounding a singular covariance
+    (fewer images than dimensions) magnifies to the square root of the machine's precision.
+
+    Raises:
+        ValueError: fewer than two samples on a side, or features of different dimensions.
+    """
+    first, second = a.covariance, b.covariance
+    if first.shape != second.shape:
+        raise ValueError(f"features of {len(first)} and of {len(second)} dimensions")
+    shared = np.linalg.svd(_factor(first).T @ _factor(second), compute_uv=False).sum()
+    shift = np.square(a.mean - b.mean).sum()
+    return max(0.0, float(shift + np.trace(first) + np.trace(second) - 2 * shared))
+
+
+class InceptionScore:
+    """exp(mean KL(p(y|x) || p(y))), mean and deviation over splits (Salimans et al., 1606.03498).
+
+    An image belongs to split `id % splits`, so that the order of arrival does not matter. The ids'
+    remainders must not tell the class: ids that run through the classes in turn would leave a
+    split with one class only, and a score of 1. Ids that run through the images of a class first,
+    then to the next class, are right.
+    """
+
+    def __init__(self, splits: int = 10) -> None:
+        if splits < 1:
+            raise ValueError(f"splits is 1 or more, got {splits}")
+        self.count: NDArray[np.int64] = np.zeros(splits, dtype=np.int64)
+        self.negative_entropy: Array = np.zeros(splits)  # sum over images of sum_y p log p
+        self.probability: Array = np.zeros((splits, 0))  # sum over images of p
+
+    def update(self, logits: Tensor | Array, ids: Tensor | ArrayLike) -> None:
+        """Adds a batch: logits [n, C], ids [n] (non-negative integers).
+
+        Raises:
+            ValueError: shapes that do not fit, or logits that are not finite.
+        """
+        logarithms = _log_softmax(_finite(logits, "logits"))
+        split = _numpy(ids).astype(np.int64) % len(self.count)
+        if split.shape != logarithms.shape[:1]:
+            raise ValueError(f"logits {logarithms.shape} and ids {split.shape} are [n, C] and [n]")
+        batch = InceptionScore(len(self.count))
+        batch.probability = np.zeros((len(self.count), logarithms.shape[1]))
+        np.add.at(batch.count, split, 1)
+        np.add.at(batch.probability, split, np.exp(logarithms))
+        np.add.at(batch.negative_entropy, split, (np.exp(logarithms) * logarithms).sum(axis=1))
+        self.merge(batch)
+
+    def merge(self, other: InceptionScore) -> None:
+        """Adds what another one has gathered. Raises ValueError where splits or classes differ."""
+        if other.probability.shape[1] == 0:
+            return
+        if self.probability.shape[1] == 0 and len(self.count) == len(other.count):
+            self.probability = np.zeros_like(other.probability)
+        if self.probability.shape != other.probability.shape:
+            shapes = f"{self.probability.shape} and {other.probability.shape}"
+            raise ValueError(f"scores of different splits or classes: {shapes}")
+        self.count = self.count + other.count
+        self.negative_entropy = self.negative_entropy + other.negative_entropy
+        self.probability = self.probability + other.probability
+
+    def result(self) -> tuple[float, float]:
+        """(mean, deviation) over the splits; the deviation divides by their number, as is usual.
+
+        Raises:
+            ValueError: a split without images.
+        """
+        if (self.count == 0).any():
+            got = f"{int(self.count.sum())} images in {len(self.count)} splits"
+            raise ValueError(f"an inception score needs an image in every split, got {got}")
+        marginal = self.probability / self.count[:, None]
+        logarithm = np.log(np.where(marginal > 0, marginal, 1.0))  # 0 log 0 = 0
+        information = self.negative_entropy / self.count - (marginal * logarithm).sum(axis=1)
+        scores = np.exp(information)
+        return float(scores.mean()), float(scores.std())
+
+    def to_arrays(self) -> dict[str, NDArray]:
+        """count [S] int64, negative_entropy [S], probability [S, C]."""
+        return {
+            "count": self.count,
+            "negative_entropy": self.negative_entropy,
+            "probability": self.probability,
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, ArrayLike]) -> InceptionScore:
+        """The inverse of `to_arrays`; probabilities that a table row has flattened will do."""
+        count = np.array(arrays["count"], dtype=np.int64)
+        score = cls(len(count))
+        score.count = count
+        score.negative_entropy = np.array(arrays["negative_entropy"], dtype=np.float64)
+        flat = _flat(arrays["probability"])
+        score.probability = flat.reshape(len(count), len(flat) // len(count))
+        return score
+
+
+def balanced_counts(total: int, num_classes: int) -> list[int]:
+    """Images a class that add up to `total`; where it does not divide, the first have one more."""
+    if total < 0 or num_classes < 1:
+        raise ValueError(f"cannot share {total} images out over {num_classes} classes")
+    share, rest = divmod(total, num_classes)
+    return [share + (label < rest) for label in range(num_classes)]
+
+
+def _factor(covariance: Array) -> Array:
+    """F [d, r] with F F' = covariance, of its numerical rank r."""
+    values, vectors = np.linalg.eigh(covariance)
+    # what is left of a zero eigenvalue, numpy.linalg.matrix_rank's rule
+    present = values > values.max() * len(values) * np.finfo(np.float64).eps
+    return vectors[:, present] * np.sqrt(values[present])
+
+
+def _log_softmax(logits: Array) -> Array:
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+
+
+def _numpy(values: Tensor | ArrayLike) -> NDArray:
+    return values.detach().cpu().numpy() if hasattr(values, "detach") else np.asarray(values)
+
+
+def _flat(values: ArrayLike) -> Array:
+    """One line of numbers; a nested list column comes out of parquet as an array of arrays."""
+    rows = np.asarray(values)
+    if rows.dtype == object:
+        rows = np.concatenate(rows)
+    return np.array(rows, dtype=np.float64).ravel()
+
+
+def _finite(values: Tensor | ArrayLike, name: str) -> Array:
+    """[n, d] float64, checked."""
+    if hasattr(values, "detach"):
+        values = values.detach().double()  # numpy knows no bfloat16
+    array = _numpy(values).astype(np.float64, copy=False)
+    if array.ndim != 2 or array.shape[1] == 0:
+        raise ValueError(f"{name} are [n, d], got {array.shape}")
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name} are not finite")
+    return array

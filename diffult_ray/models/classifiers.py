@@ -1,0 +1,94 @@
+"""Classifiers: each is `features` (penultimate, [n, d]) followed by one linear `head`."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+
+class Classifier(nn.Module):
+    """Images [n, C, H, W] float (normalised) -> logits [n, classes]."""
+
+    def __init__(self, backbone: nn.Module, width: int, num_classes: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = nn.Linear(width, num_classes)
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """Penultimate features [n, d]."""
+        return self.backbone(images)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(self.features(images))
+
+
+def _convolution(inside: int, outside: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inside, outside, 3, stride=stride, padding=1, bias=False),
+        nn.BatchNorm2d(outside),
+        nn.ReLU(inplace=True),
+    )
+
+
+def _cnn(*, channels: int, image_size: int, num_classes: int, width: int = 16) -> Classifier:
+    """Three convolutions and global average pooling, for images of about 8x8."""
+    backbone = nn.Sequential(
+        _convolution(channels, width),
+        _convolution(width, 2 * width, stride=2),
+        _convolution(2 * width, 2 * width),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+    )
+    return Classifier(backbone, 2 * width, num_classes)
+
+
+class _BasicBlock(nn.Module):
+    """Two 3x3 convolutions and an option-A shortcut: strided, padded with zero channels."""
+
+    def __init__(self, inside: int, outside: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inside, outside, 3, stride=stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outside)
+        self.conv2 = nn.Conv2d(outside, outside, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outside)
+        self.stride, self.extra = stride, outside - inside
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = functional.relu(self.bn1(self.conv1(x)))
+        y = self.bn2(self.conv2(y))
+        if self.extra:
+            x = x[:, :, :: self.stride, :: self.stride]
+            x = functional.pad(x, (0, 0, 0, 0, self.extra // 2, self.extra - self.extra // 2))
+        return functional.relu(x + y)
+
+
+def _resnet32(*, channels: int, image_size: int, num_classes: int) -> Classifier:
+    """ResNet-32 for 32x32 images (He et al., 2016, section 4.2): 0.46 M parameters for 3 channels."""
+    blocks: list[nn.Module] = [_convolution(channels, 16)]
+    for level, (inside, outside) in enumerate([(16, 16), (16, 32), (32, 64)]):
+        blocks.append(_BasicBlock(inside, outside, 1 if level == 0 else 2))
+        blocks += [_BasicBlock(outside, outside, 1) for _ in range(4)]
+    backbone = nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    for module in backbone.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight)
+    return Classifier(backbone, 64, num_classes)
+
+
+ARCHITECTURES = {"cnn": _cnn, "resnet32": _resnet32}
+
+
+def build_classifier(
+    *, architecture: str, num_classes: int, channels: int, image_size: int
+) -> Classifier:
+    """A classifier by name.
+
+    Raises:
+        ValueError: for an unknown architecture.
+    """
+    if architecture not in ARCHITECTURES:
+        raise ValueError(f"architecture is one of {sorted(ARCHITECTURES)}, not {architecture!r}")
+    return ARCHITECTURES[architecture](
+        channels=channels, image_size=image_size, num_classes=num_classes
+    )

@@ -1,0 +1,56 @@
+"""diffusers' U-Net with class labels; the class after the last is the null class of guidance."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DModel
+
+
+def null_class(num_classes: int) -> int:
+    """The label that stands for no class."""
+    return num_classes
+
+
+def build_unet(
+    *,
+    image_size: int,
+    image_channels: int,
+    num_classes: int,
+    channels: Sequence[int],
+    blocks: int,
+    attention: Sequence[int],
+    dropout: float,
+) -> UNet2DModel:
+    """A U-Net that predicts the noise of images [n, C, H, W] at timesteps [n] for labels [n].
+
+    The label embedding is added to the time embedding (the public CBDM code does the same).
+
+    Args:
+        channels: one number a level, the first at full resolution; each level halves it.
+        blocks: residual blocks a level.
+        attention: resolutions with self-attention.
+
+    Raises:
+        ValueError: if the image cannot be halved that often.
+    """
+    if image_size % 2 ** (len(channels) - 1):
+        raise ValueError(f"{image_size} pixels cannot be halved {len(channels) - 1} times")
+    from diffusers import UNet2DModel
+
+    attends = [image_size // 2**level in attention for level in range(len(channels))]
+    return UNet2DModel(
+        sample_size=image_size,
+        in_channels=image_channels,
+        out_channels=image_channels,
+        block_out_channels=tuple(channels),
+        down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attends),
+        up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)),
+        layers_per_block=blocks,
+        dropout=dropout,
+        norm_num_groups=min(32, channels[0] // 2, *channels),
+        attention_head_dim=max(channels),
+        num_class_embeds=num_classes + 1,
+    )

@@ -1,0 +1,163 @@
+"""DiffuLT on one screen: which stage needs which, from data set to result (Shao et al., 2024).
+
+    dataset -> split --> extractor --------------------+----------------.
+                 |                                      v                |
+                 '-> generator --> images --> scores (distance, band) --> classifier (kept = a mask)
+                 |        '-----> quality (FID, IS) <-- reference
+                 '-> reference (the full balanced set, for measuring only)
+
+A stage is a function of its section of the configuration, its inputs and an output folder. Its key
+is a hash of its name, its version, its section and its inputs' keys: what has the same key is the
+same artifact, whoever asks for it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from diffult_ray.config import Experiment, Section
+
+# Raised when a stage's code changes what it makes of the same configuration and inputs.
+VERSIONS = {
+    "split": 1, "extractor": 1, "reference": 1, "generator": 1,
+    "images": 1, "scores": 1, "quality": 1, "classifier": 1,
+}
+
+# Changes how fast a stage runs, not what it makes beyond rounding: in no key.
+NOT_IN_KEYS = frozenset({"resources", "root"})
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One artifact to be: what it is made of, and by which section of the configuration."""
+
+    name: str
+    config: Mapping[str, Any]
+    inputs: Mapping[str, Stage] = field(default_factory=dict)
+    resources: Any = None
+
+    @cached_property
+    def key(self) -> str:
+        """16 hexadecimal digits that identify the artifact."""
+        return _hash([self.name, VERSIONS[self.name], self.config, self._input_keys])
+
+    @cached_property
+    def family(self) -> str:
+        """The same for stages of which the shorter is a prefix of the longer, else the key."""
+        if self.name != "generator":
+            return self.key
+        config = {k: v for k, v in self.config.items() if k != "steps"}
+        return _hash([self.name, VERSIONS[self.name], config, self._input_keys])
+
+    @property
+    def label(self) -> str:
+        return f"{self.name} {self.key[:8]}"
+
+    @property
+    def _input_keys(self) -> dict[str, str]:
+        return {name: stage.key for name, stage in self.inputs.items()}
+
+    def walk(self) -> Iterator[Stage]:
+        """This stage and all that it needs, inputs first."""
+        for stage in self.inputs.values():
+            yield from stage.walk()
+        yield self
+
+
+def split(e: Experiment) -> Stage:
+    return Stage("split", _section(e.dataset))
+
+
+def extractor(e: Experiment) -> Stage:
+    """phi_0: plain cross-entropy on the long-tailed set."""
+    return Stage("extractor", _section(e.extractor), {"split": split(e)}, e.resources.extractor)
+
+
+def reference(e: Experiment) -> Stage:
+    """A classifier of the full balanced set. It measures, and nothing learns from it."""
+    config = _section(e.quality.reference)
+    return Stage("reference", config, {"split": split(e)}, e.resources.reference)
+
+
+def generator(e: Experiment) -> Stage:
+    config = _section(e.generator)
+    if e.generator.regulariser == "none":
+        del config["tau"]
+    return Stage("generator", config, {"split": split(e)}, e.resources.generator)
+
+
+def images(e: Experiment) -> Stage:
+    """N_t - |c| images for every class c with |c| < N_t."""
+    inputs = {"split": split(e), "generator": generator(e)}
+    return Stage("images", _section(e.generation), inputs, e.resources.images)
+
+
+def scores(e: Experiment) -> Stage:
+    """Distance in units of d_f, band and nearest real image of every generated image."""
+    config = {k: v for k, v in _section(e.filter).items() if k in ("distance", "normalise", "scope")}
+    inputs = {"split": split(e), "extractor": extractor(e), "images": images(e)}
+    return Stage("scores", config, inputs, e.resources.scores)
+
+
+def quality(e: Experiment) -> Stage:
+    """FID and IS of images drawn uniformly over classes."""
+    sampling = {k: v for k, v in _section(e.generation).items() if k != "per_class"}
+    config = {"network": e.quality.network, "images": e.quality.images, "generation": sampling}
+    inputs = {"split": split(e), "generator": generator(e), "reference": reference(e)}
+    return Stage("quality", config, inputs, e.resources.quality)
+
+
+def classifier(e: Experiment) -> Stage:
+    """The final classifier: on D, and by method on copies or on the kept images as well."""
+    config = {"method": e.method, **_section(e.classifier)}
+    inputs = {"split": split(e)}
+    if e.method == "diffult":
+        inputs["scores"] = scores(e)
+        kept = _section(e.filter)
+        config["filter"] = {"threshold": kept["threshold"], "bands": kept["bands"]}
+    else:
+        del config["synthetic_weight"]
+    if e.method == "oversample":
+        config["per_class"] = e.generation.per_class
+    return Stage("classifier", config, inputs, e.resources.classifier)
+
+
+def stages(e: Experiment) -> list[Stage]:
+    """Every stage of one experiment, inputs before what needs them; the classifier last."""
+    wanted = [*([quality(e)] if e.method == "diffult" else []), classifier(e)]
+    return list({s.key: s for last in wanted for s in last.walk()}.values())
+
+
+def applies(key: str, e: Experiment) -> bool:
+    """Whether a dotted key reaches the result of an experiment's method."""
+    if e.method == "diffult":
+        return True
+    if key == "classifier.synthetic_weight":
+        return False
+    if key == "generation.per_class":
+        return e.method == "oversample"
+    return key.partition(".")[0] in ("seed", "method", "dataset", "classifier")
+
+
+def _section(section: Section) -> dict[str, Any]:
+    return {k: _plain(v) for k, v in section if k not in NOT_IN_KEYS}
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no infinity, and 1 and 1.0 are one number."""
+    if isinstance(value, Section):
+        return _section(value)
+    if isinstance(value, float) and math.isinf(value):
+        return "inf"
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _hash(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,108 @@
+"""The distinct stages and trials of a sweep: what is stored, and what is to build."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from diffult_ray import config, pipeline
+from diffult_ray.config import Experiment, Sweep
+from diffult_ray.pipeline import Stage
+
+if TYPE_CHECKING:
+    from diffult_ray.store import Store
+
+SEEDS = ("seed", "dataset.seed", "extractor.seed", "generator.seed", "generation.seed", "classifier.seed")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One classifier to train: its experiment and the point of the sweep that it stands for."""
+
+    experiment: Experiment
+    point: Mapping[str, Any]  # searched dotted key -> value, None where the method does not use it
+
+    @cached_property
+    def stage(self) -> Stage:
+        return pipeline.classifier(self.experiment)
+
+    @property
+    def key(self) -> str:
+        return self.stage.key
+
+    @cached_property
+    def upstream(self) -> list[Stage]:
+        """What is built before the classifier, inputs first."""
+        return [s for s in pipeline.stages(self.experiment) if s.key != self.key]
+
+    @cached_property
+    def cell(self) -> str:
+        """The same for trials that differ in seeds only."""
+        setting = {k: str(v) for k, v in self.point.items() if k not in SEEDS}
+        text = json.dumps([self.experiment.method, setting], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    @property
+    def title(self) -> str:
+        """How the trial reads in a line: its method and the last parts of its searched keys."""
+        values = [f"{k.rpartition('.')[2]}={_short(v)}" for k, v in self.point.items() if v is not None]
+        return " ".join([self.experiment.method, *values])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Distinct trials, in the order of the sweep file, and the distinct stages before them."""
+
+    sweep: Sweep
+    trials: tuple[Trial, ...]
+
+    @cached_property
+    def stages(self) -> list[Stage]:
+        return list({s.key: s for t in self.trials for s in t.upstream}.values())
+
+    @cached_property
+    def uses(self) -> Counter[str]:
+        """How many trials use each stage's artifact."""
+        return Counter(s.key for t in self.trials for s in t.upstream)
+
+    @property
+    def searched(self) -> list[str]:
+        return config.searched(self.sweep)
+
+    @cached_property
+    def id(self) -> str:
+        """The same for sweeps of one name with the same trials."""
+        text = json.dumps([self.sweep.name, sorted(t.key for t in self.trials)])
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def make_plan(sweep: Sweep) -> Plan:
+    """Every distinct trial of a sweep; points that collapse to the same trial are one."""
+    trials: dict[str, Trial] = {}
+    keys = config.searched(sweep)
+    for experiment in config.experiments(sweep):
+        point = {k: experiment.at(k) if pipeline.applies(k, experiment) else None for k in keys}
+        trial = Trial(experiment, point)
+        trials.setdefault(trial.key, trial)
+    return Plan(sweep, tuple(trials.values()))
+
+
+def describe(plan: Plan, store: Store) -> list[tuple[Stage, str, int]]:
+    """(stage, 'stored' | 'unfinished' | 'to build', trials that use it) for every stage and trial."""
+    rows = []
+    for stage in [*plan.stages, *(t.stage for t in plan.trials)]:
+        if store.find(stage):
+            status = "stored"
+        else:
+            status = "unfinished" if store.work(stage).exists() else "to build"
+        rows.append((stage, status, plan.uses.get(stage.key, 1)))
+    return rows
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,58 @@
+"""What a sweep says while it runs: one line a stage and trial, with progress and time left."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from typing import TextIO
+
+INTERVAL = 10.0  # seconds between two lines about the same thing
+
+
+class Narrator:
+    """Lines with the time since the start; safe from several threads."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stdout
+        self._start = time.monotonic()
+        self._lock = threading.Lock()
+        self._told: dict[str, float] = {}
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._start
+
+    def say(self, text: str) -> None:
+        with self._lock:
+            print(f"[{clock(self.seconds)}] {text}", file=self._stream, flush=True)
+
+    def progress(self, label: str, done: int, total: int, since: float, detail: str = "") -> None:
+        """How far something is, at most once an interval.
+
+        Args:
+            since: `time.monotonic()` of when it was at `done` = 0.
+        """
+        now = time.monotonic()
+        if not done or now - self._told.get(label, since) < INTERVAL:
+            return
+        self._told[label] = now
+        left = (now - since) * (total - done) / done
+        parts = [f"{label}: {done}/{total} ({100 * done // total}%)", detail, f"about {clock(left)} left"]
+        self.say(", ".join(p for p in parts if p))
+
+    def trial(self, text: str, left: float, *, failed: bool) -> None:
+        """A trial that has ended, with the time left for the others."""
+        self.say(text if failed or left < 1 else f"{text}, about {clock(left)} left")
+
+
+def clock(seconds: float) -> str:
+    """Minutes and seconds, or hours and minutes.
+
+    >>> clock(75), clock(7500)
+    ('1:15', '2h05')
+    """
+    whole = int(seconds)
+    if whole >= 3600:
+        return f"{whole // 3600}h{whole % 3600 // 60:02d}"
+    return f"{whole // 60}:{whole % 60:02d}"

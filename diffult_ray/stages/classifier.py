@@ -1,0 +1,342 @@
+"""Extractor, reference and final classifier: one training loop on different images.
+
+Recipe: LDAM-DRW's public code. The last step's accuracy is the result, never the best one.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diffult_ray import files
+from diffult_ray.stages.training import Run, run_here, train
+
+if TYPE_CHECKING:
+    import torch
+
+    from diffult_ray.data import Split
+
+CURVE_POINTS = 100
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """Images [n, C, H, W] uint8, labels [n], weights [n], and how many were generated and kept."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    weights: torch.Tensor
+    generated: int = 0
+    kept: int = 0
+
+
+def build_extractor(config, inputs, out, *, resources, work) -> None:
+    """phi_0: the plain classifier of the long-tailed set, and its features of the training images."""
+    payload = _payload(config, inputs, out, part="train")
+    train(_loop, payload, resources=resources, work=work, name=f"extractor-{Path(out).name}")
+
+
+def build_reference(config, inputs, out, *, resources, work) -> None:
+    """The classifier of the full balanced set, and its features of that set."""
+    payload = _payload(config, inputs, out, part="balanced")
+    train(_loop, payload, resources=resources, work=work, name=f"reference-{Path(out).name}")
+
+
+def build(config, inputs, out, *, resources, work) -> None:
+    """The final classifier: in this process with one worker, under a TorchTrainer with more."""
+    payload = _payload(config, inputs, out, part=None)
+    if resources.workers == 1:
+        run_here(_loop, payload, resources=resources, work=work)
+    else:
+        train(_loop, payload, resources=resources, work=work, name=f"classifier-{Path(out).name}")
+
+
+def _payload(config, inputs, out, *, part: str | None) -> dict[str, Any]:
+    return {
+        "config": dict(config),
+        "inputs": {k: str(v) for k, v in inputs.items()},
+        "out": str(out),
+        "part": part,
+    }
+
+
+# --- what is trained on -------------------------------------------------------------------------
+
+
+def training_set(
+    config: Mapping[str, Any], inputs: Mapping[str, str], split: Split, part: str | None
+) -> TrainingSet:
+    """The images that a method trains on, with the weight of each."""
+    import torch
+
+    from diffult_ray.method.classification import class_weights, oversample_indices
+
+    chosen = getattr(split, part or "train")
+    images, labels = torch.from_numpy(chosen.images), torch.from_numpy(chosen.labels)
+    ones = torch.ones(len(labels))
+    method = config.get("method", "ce")
+    if method == "oversample":
+        extra = oversample_indices(labels, config["per_class"], config["seed"])
+        every = torch.cat([torch.arange(len(labels)), extra])
+        return TrainingSet(images[every], labels[every], torch.ones(len(every)))
+    if method == "reweight":
+        counts = torch.tensor(split.counts)
+        return TrainingSet(images, labels, class_weights(counts)[labels].float())
+    if method == "diffult":
+        return _with_synthetic(config, inputs["scores"], images, labels)
+    return TrainingSet(images, labels, ones)
+
+
+def _with_synthetic(config, folder: str, images: torch.Tensor, labels: torch.Tensor) -> TrainingSet:
+    """Real images at weight 1 and the kept synthetic ones at weight omega, in the order of their ids."""
+    import torch
+
+    from diffult_ray.method.bands import keep
+    from diffult_ray.stages.pool import read_pool
+
+    pool = read_pool(folder)
+    rule = config["filter"]
+    threshold = None if rule["threshold"] is None else float(rule["threshold"])
+    mask = keep(pool.distance, pool.band, threshold=threshold, bands=rule["bands"])
+    weights = torch.cat([torch.ones(len(labels)), torch.full((int(mask.sum()),), config["synthetic_weight"])])
+    return TrainingSet(
+        images=torch.cat([images, pool.images[mask]]),
+        labels=torch.cat([labels, pool.labels[mask]]),
+        weights=weights,
+        generated=len(mask),
+        kept=int(mask.sum()),
+    )
+
+
+# --- the training loop --------------------------------------------------------------------------
+
+
+def learning_rate(step: int, total: int, config: Mapping[str, Any]) -> float:
+    """The rate of step `step` (from 0) of `total`: linear warm-up, then cosine, or x0.01 at 80% and 90%."""
+    base, warm = config["learning_rate"], max(1, round(config["warmup"] * total))
+    rise = min(1.0, (step + 1) / warm)
+    if config["schedule"] == "cosine":
+        return base * rise * 0.5 * (1 + math.cos(math.pi * step / total))
+    return base * rise * 0.01 ** ((step >= 0.8 * total) + (step >= 0.9 * total))
+
+
+def total_steps(config: Mapping[str, Any], n: int) -> int:
+    if config["steps"] is not None:
+        return config["steps"]
+    return (config["epochs"] or 200) * math.ceil(n / config["batch_size"])
+
+
+def _loop(run: Run, payload: Mapping[str, Any]) -> None:
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    from diffult_ray.data import load_split
+    from diffult_ray.data.batches import batch_indices, generator, random_crop, random_flip, share
+    from diffult_ray.method.device import autocast, memory_format
+    from diffult_ray.models import build_classifier
+    from diffult_ray.seeds import stream
+
+    config, seed = payload["config"], payload["config"]["seed"]
+    split = load_split(payload["inputs"]["split"])
+    data = training_set(config, payload["inputs"], split, payload["part"])
+    layout = memory_format(run.device, split.image_size)
+    torch.manual_seed(stream(seed, "weights"))
+    network = {
+        "architecture": config["architecture"],
+        "num_classes": split.num_classes,
+        "channels": split.channels,
+        "image_size": split.image_size,
+    }
+    model = build_classifier(**network).to(run.device, memory_format=layout)
+    optimizer = torch.optim.SGD(
+        model.parameters(),
+        lr=config["learning_rate"],
+        momentum=config["momentum"],
+        weight_decay=config["weight_decay"],
+        fused=True,
+    )
+    first, history = _restore(run, model, optimizer)
+    wrapped = run.distribute(model)
+    normalise = Normaliser.of(split, run.device)
+    images, labels, weights = (x.to(run.device) for x in (data.images, data.labels, data.weights))
+    total, batch = total_steps(config, len(labels)), config["batch_size"]
+    mine = share(batch, rank=run.rank, world=run.world)
+    recorder = Recorder(history, total, batch)
+
+    model.train()
+    for step in range(first, total):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, total, config)
+        index = batch_indices(seed=seed, step=step, batch_size=batch, n=len(labels)).to(run.device)
+        rng = generator(seed, "augment", step, device=run.device)
+        x = random_crop(images[index], config["crop_padding"], rng)
+        x = random_flip(x, rng) if config["flip"] else x
+        x = normalise(x[mine]).contiguous(memory_format=layout)
+        with autocast(run.device, config["precision"]):
+            logits = wrapped(x)
+        # Divided by the weights of the whole batch, so that ranks share one weighted mean.
+        losses = cross_entropy(logits.float(), labels[index][mine], reduction="none")
+        loss = (weights[index][mine] * losses).sum() * run.world / weights[index].sum()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        if recorder.add(step + 1, loss):
+            run.tell(step + 1, total, loss=recorder.last)
+        if run.should_save(step + 1):
+            state = {**_weights(model, "model"), **_optimizer(optimizer)}
+            run.save(state, {"step": step + 1, "history": recorder.rows})
+    if run.is_first:
+        _finish(run, payload, model, network, split, data, normalise, recorder)
+    run.tell(total, total)
+
+
+def _restore(run: Run, model, optimizer) -> tuple[int, list]:
+    from diffult_ray.stages.training import load_optimizer, unprefixed
+
+    kept = run.restore()
+    if kept is None:
+        return 0, []
+    tensors, numbers = kept
+    model.load_state_dict(unprefixed("model", tensors))
+    load_optimizer(optimizer, tensors)
+    return numbers["step"], numbers["history"]
+
+
+def _weights(model, prefix: str) -> dict[str, torch.Tensor]:
+    from diffult_ray.stages.training import prefixed
+
+    return prefixed(prefix, model.state_dict())
+
+
+def _optimizer(optimizer) -> dict[str, torch.Tensor]:
+    from diffult_ray.stages.training import optimizer_tensors
+
+    return optimizer_tensors(optimizer)
+
+
+class Recorder:
+    """The loss curve, about a hundred points however long the run; no synchronisation between them."""
+
+    def __init__(self, rows: list, total: int, batch_size: int) -> None:
+        self.rows, self.every, self.batch_size = rows, max(1, total // CURVE_POINTS), batch_size
+        self.total, self._sum, self._count = total, 0.0, 0
+        self._before = rows[-1]["seconds"] if rows else 0.0
+        self._start = time.monotonic()
+
+    @property
+    def last(self) -> float:
+        return self.rows[-1]["loss"]
+
+    def add(self, step: int, loss: torch.Tensor) -> bool:
+        """Count a step's loss; true when a point was added."""
+        self._sum, self._count = self._sum + loss.detach(), self._count + 1
+        if step % self.every and step != self.total:
+            return False
+        seconds = self._before + time.monotonic() - self._start
+        rate = self.batch_size * self._count / max(1e-9, seconds - self._last_seconds)
+        row = {"step": step, "seconds": round(seconds, 3), "loss": float(self._sum / self._count)}
+        self.rows.append({**row, "images_per_second": round(rate, 1)})
+        self._sum, self._count = 0.0, 0
+        return True
+
+    @property
+    def _last_seconds(self) -> float:
+        return self.rows[-1]["seconds"] if self.rows else 0.0
+
+
+class Normaliser:
+    """uint8 images -> (x / 255 - mean) / std with the training images' statistics a channel."""
+
+    def __init__(self, mean: list[float], std: list[float], device: torch.device) -> None:
+        import torch
+
+        self.mean, self.std = mean, std
+        self._mean = torch.tensor(mean, device=device).view(1, -1, 1, 1)
+        self._scale = 1 / torch.tensor(std, device=device).view(1, -1, 1, 1)
+
+    @classmethod
+    def of(cls, split: Split, device: torch.device) -> Normaliser:
+        pixels = split.train.images / 255.0
+        mean, std = pixels.mean((0, 2, 3)), pixels.std((0, 2, 3))
+        return cls(mean.round(4).tolist(), std.clip(1e-3).round(4).tolist(), device)
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        return (images.float() / 255 - self._mean) * self._scale
+
+
+# --- what is kept of it -------------------------------------------------------------------------
+
+
+def load_classifier(folder: str | Path, device: torch.device) -> tuple[Any, Normaliser]:
+    """A stored classifier in evaluation mode, and its normalisation."""
+    from diffult_ray.models import build_classifier
+
+    facts = files.read_json(Path(folder) / "model.json")
+    arguments = {k: facts[k] for k in ("architecture", "num_classes", "channels", "image_size")}
+    model = build_classifier(**arguments)
+    model.load_state_dict(files.read_tensors(Path(folder) / "model.safetensors"))
+    return model.to(device).eval(), Normaliser(facts["mean"], facts["std"], device)
+
+
+def outputs(model, normalise, images: torch.Tensor, device, batch: int = 512):
+    """Features [n, d] and logits [n, classes] on the CPU of uint8 images [n, C, H, W]."""
+    import torch
+
+    model.eval()
+    features, logits = [], []
+    with torch.no_grad():
+        for part in images.split(batch):
+            found = model.features(normalise(part.to(device)))
+            features.append(found.float().cpu())
+            logits.append(model.head(found).float().cpu())
+    if not features:
+        return torch.empty(0, model.head.in_features), torch.empty(0, model.head.out_features)
+    return torch.cat(features), torch.cat(logits)
+
+
+def _finish(run, payload, model, network, split, data, normalise, recorder) -> None:
+    """Write weights, predictions, features and, last, the summary."""
+    import torch
+
+    out = Path(payload["out"])
+    facts = {**network, "class_names": split.class_names, "mean": normalise.mean, "std": normalise.std}
+    files.write_json(out / "model.json", facts)
+    files.write_tensors(out / "model.safetensors", model.state_dict())
+    predictions = {}
+    for part in ("validation", "test"):
+        shown = torch.from_numpy(getattr(split, part).images)
+        predictions[part] = outputs(model, normalise, shown, run.device)[1]
+    files.write_tensors(out / "predictions.safetensors", predictions)
+    if payload["part"]:
+        shown = torch.from_numpy(getattr(split, payload["part"]).images)
+        features, logits = outputs(model, normalise, shown, run.device)
+        files.write_tensors(out / "features.safetensors", {"features": features, "logits": logits})
+    files.write_json(out / "history.json", recorder.rows)
+    files.write_json(out / "summary.json", {
+        **_measures(predictions, split),
+        "generated": data.generated,
+        "kept": data.kept,
+        "train_images": len(data.labels),
+        "steps": recorder.total,
+        "loss": recorder.last,
+        "images_per_second": recorder.rows[-1]["images_per_second"],
+        "train_seconds": recorder.rows[-1]["seconds"],
+    })
+
+
+def _measures(predictions: Mapping[str, torch.Tensor], split: Split) -> dict[str, Any]:
+    import torch
+
+    from diffult_ray.method.classification import accuracies, calibration
+
+    targets = torch.from_numpy(split.test.labels)
+    found = accuracies(predictions["test"].argmax(1), targets, train_counts=split.counts)
+    found |= calibration(predictions["test"].softmax(1), targets)
+    if len(split.validation):
+        chosen = predictions["validation"].argmax(1).numpy() == split.validation.labels
+        found["validation_accuracy"] = 100.0 * float(chosen.mean())
+    return found

@@ -1,0 +1,71 @@
+"""A stored generator as a function from rows (id, label, seed) to images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diffult_ray import files
+
+BATCH = 128  # images a forward pass; rows are padded to it, so that no image depends on its company
+
+
+class Sampler:
+    """Loads the averaged U-Net once; then each call samples a batch."""
+
+    def __init__(self, folder: str | Path, generation: Mapping[str, Any], *, cpus: float, gpus: float) -> None:
+        import torch
+        from diffusers import UNet2DModel
+
+        from diffult_ray.method import device
+        from diffult_ray.method.sampling import make_scheduler
+
+        torch.set_num_threads(max(1, int(cpus)))
+        self.device = device.pick(gpus)
+        self.facts = files.read_json(Path(folder) / "generator.json")
+        self.guidance = generation["guidance"]
+        model = UNet2DModel.from_pretrained(Path(folder) / "unet", local_files_only=True)
+        self.layout = device.memory_format(self.device, model.config.sample_size)
+        self.model = model.to(self.device, memory_format=self.layout).eval()
+        self.scheduler = make_scheduler(
+            generation["sampler"], timesteps=self.facts["timesteps"], steps=generation["steps"]
+        )
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        c = self.model.config
+        return (c.in_channels, c.sample_size, c.sample_size)
+
+    def __call__(self, labels: np.ndarray, seeds: np.ndarray) -> np.ndarray:
+        """Images [n, C, H, W] uint8."""
+        parts = [
+            self._batch(labels[i : i + BATCH], seeds[i : i + BATCH]) for i in range(0, len(labels), BATCH)
+        ]
+        return np.concatenate(parts) if parts else np.empty((0, *self.shape), np.uint8)
+
+    def _batch(self, labels: np.ndarray, seeds: np.ndarray) -> np.ndarray:
+        import torch
+
+        from diffult_ray.method.sampling import initial_noise, sample, to_uint8
+
+        n = len(labels)
+        filled = np.resize(seeds, BATCH)
+        noise = initial_noise(filled, self.shape).to(self.device, memory_format=self.layout)
+        images = sample(
+            self._denoise,
+            self.scheduler,
+            noise,
+            torch.from_numpy(np.resize(labels, BATCH)).to(self.device),
+            guidance=self.guidance,
+            null_label=self.facts["num_classes"],
+        )
+        return to_uint8(images[:n]).cpu().numpy()
+
+    def _denoise(self, images, timesteps, labels):
+        from diffult_ray.method.device import autocast
+
+        with autocast(self.device, "auto"):
+            return self.model(images, timesteps, labels).sample.float()

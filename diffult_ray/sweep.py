@@ -1,0 +1,302 @@
+"""The front door.
+
+    python -m diffult_ray.sweep                       # the shipped sweep `digits`
+    python -m diffult_ray.sweep my.yaml generator.steps=2000 --plan
+    ray job submit -- python -m diffult_ray.sweep digits --storage /shared/diffult
+
+Running the same command again continues what is unfinished; a finished sweep prints its results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from diffult_ray import __version__, config, files
+from diffult_ray.errors import Refused
+from diffult_ray.plan import Plan, describe, make_plan
+from diffult_ray.progress import Narrator
+from diffult_ray.store import Store
+
+DONE, SOME_FAILED, INTERRUPTED = 0, 1, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a sweep; returns the exit code."""
+    arguments = _parser().parse_args(argv)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        return _main(arguments)
+    except Refused as refused:
+        print(f"error: {refused}", file=sys.stderr)
+        return refused.exit_code
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="diffult-ray",
+        description="Run a DiffuLT sweep on Ray, or continue it.",
+        epilog="exit: 0 all trials done, 1 some failed, 2 bad input, 3 does not fit, 130 interrupted",
+    )
+    parser.add_argument("sweep", nargs="?", default=None, help="a file or the name of a shipped sweep")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted keys to override")
+    parser.add_argument("--plan", action="store_true", help="show what would be built; start nothing")
+    parser.add_argument("--storage", help="folder of all results (DIFFULT_STORAGE, else ~/diffult)")
+    parser.add_argument("--address", help="Ray cluster to join (RAY_ADDRESS, else one is started here)")
+    parser.add_argument("--verbose", action="store_true", help="let Ray's own messages through")
+    parser.add_argument("--version", action="version", version=__version__)
+    return parser
+
+
+def _main(arguments: argparse.Namespace) -> int:
+    name, overrides = arguments.sweep, list(arguments.overrides)
+    if name is not None and "=" in name and not Path(name).exists():
+        name, overrides = None, [name, *overrides]
+    sweep = config.load(name or "digits", overrides)
+    plan = make_plan(sweep)
+    store = Store(arguments.storage or os.environ.get("DIFFULT_STORAGE") or "~/diffult")
+    if arguments.plan:
+        _print_plan(plan, store)
+        return DONE
+    return Session(plan, store, arguments, _command(name, overrides, arguments)).run()
+
+
+def _command(name: str | None, overrides: Sequence[str], arguments: argparse.Namespace) -> str:
+    words = ["python", "-m", "diffult_ray.sweep", *([name] if name else []), *overrides]
+    if arguments.storage:
+        words += ["--storage", arguments.storage]
+    return shlex.join(words)
+
+
+def _print_plan(plan: Plan, store: Store) -> None:
+    rows = describe(plan, store)
+    print(f"sweep {plan.sweep.name}: {len(plan.trials)} trials, {len(plan.stages)} stages before them")
+    for stage, status, uses in rows[: len(plan.stages)]:
+        print(f"  {stage.name:<10} {stage.key}  {status:<10}  used by {uses} trials")
+    for status in ("stored", "unfinished", "to build"):
+        trials = sum(1 for _, s, _ in rows[len(plan.stages) :] if s == status)
+        print(f"  trials {status}: {trials}")
+
+
+class Session:
+    """One run of the front door over a plan."""
+
+    def __init__(self, plan: Plan, store: Store, arguments: argparse.Namespace, command: str) -> None:
+        self.plan, self.store, self.arguments, self.command = plan, store, arguments, command
+        self.narrator = Narrator()
+        self.built: dict[str, float] = {}
+        self.tracker: Any = None
+
+    def run(self) -> int:
+        records = self._stored_records()
+        if self._is_finished(records):
+            self._print_results()
+            return DONE
+        self.store.check()
+        self._check_request()
+        uri = self._tracking_uri()
+        self._write_definition()
+        try:
+            self._build(records, uri)
+        except BaseException:
+            if self.tracker:
+                self.tracker.close("KILLED")
+            raise
+        finally:
+            self._disconnect()
+        return self._conclude()
+
+    # --- what is there ---
+
+    @property
+    def folder(self) -> Path:
+        from diffult_ray.results import sweep_folder
+
+        return sweep_folder(self.store, self.plan.sweep.name)
+
+    def _stored_records(self) -> dict[str, dict[str, Any]]:
+        """Records of the trials that are done; failed ones are tried again."""
+        from diffult_ray.results import read_record
+
+        name, found = self.plan.sweep.name, {}
+        for trial in self.plan.trials:
+            kept = read_record(trial, self.store, name)
+            if kept is not None and kept["status"] == "done":
+                found[trial.key] = kept
+        return found
+
+    def _is_finished(self, records: dict[str, Any]) -> bool:
+        try:
+            finished = files.read_json(self.folder / "finished.json")
+        except (FileNotFoundError, ValueError):
+            return False
+        whole = len(records) == len(self.plan.trials) and finished["id"] == self.plan.id
+        return whole and (self.folder / "report.html").exists() and not self._owes_tracking(finished)
+
+    def _owes_tracking(self, finished: dict[str, Any]) -> bool:
+        return self.plan.sweep.tracking.enabled and finished["tracking"] != self._uri()
+
+    # --- before anything starts ---
+
+    def _uri(self) -> str | None:
+        tracking = self.plan.sweep.tracking
+        return (tracking.uri or f"sqlite:///{self.store.root}/mlflow.db") if tracking.enabled else None
+
+    def _tracking_uri(self) -> str | None:
+        uri = self._uri()
+        if uri is not None:
+            from diffult_ray import tracking
+
+            tracking.check(uri)
+        return uri
+
+    def _check_request(self) -> None:
+        from diffult_ray import cluster
+
+        if not self.arguments.address and not os.environ.get("RAY_ADDRESS"):
+            cluster.check_fits(self.plan, cluster.here())
+
+    def _write_definition(self) -> None:
+        import yaml
+
+        resolved = self.plan.sweep.model_dump(mode="json")
+        text = yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True)
+        files.write_bytes(self.folder / "sweep.yaml", text.encode())
+
+    # --- the work ---
+
+    def _build(self, records: dict[str, dict[str, Any]], uri: str | None) -> None:
+        from diffult_ray import build, cluster
+
+        missing = [t for t in self.plan.trials if t.key not in records]
+        stages = list({s.key: s for t in missing for s in t.upstream}.values())
+        self.narrator.say(
+            f"sweep {self.plan.sweep.name}: {len(self.plan.trials)} trials, {len(records)} done; "
+            f"{sum(self.store.find(s) is not None for s in stages)} of {len(stages)} stages stored"
+        )
+        if uri is not None:
+            self.tracker = self._start_tracker(uri)
+            for found in records.values():
+                self.tracker.trial(found)
+        if not missing:
+            return
+        # Before Ray starts: a data set that cannot be had is a mistake in the sweep.
+        for stage in stages:
+            if stage.name == "split" and self.store.find(stage) is None:
+                self._stage_built(stage, build.build_one(stage, self.store)[-1])
+        capacity = cluster.connect(self.arguments.address, verbose=self.arguments.verbose)
+        self.narrator.say(f"Ray: {capacity.origin} with {capacity.cpus:g} CPUs and {capacity.gpus:g} GPUs")
+        cluster.check_fits(self.plan, capacity)
+        failed = build.build_all(stages, self.store, capacity, self.narrator, self._stage_built)
+        ready, lost = [], []
+        for trial in missing:
+            cause = next((failed[s.key] for s in trial.upstream if s.key in failed), None)
+            (lost if cause else ready).append((trial, cause))
+        for trial, cause in lost:
+            self._trial_ended(trial, f"a stage before it failed: {build.first_line(cause)}")
+        from diffult_ray import trials  # imports Ray Tune, which reads what `connect` has set
+
+        trials.run(
+            [t for t, _ in ready], self.store, capacity, self.narrator, self._trial_ended,
+            name=self.plan.sweep.name, concurrency=self.plan.sweep.tune.concurrency,
+        )
+
+    def _start_tracker(self, uri: str) -> Any:
+        from diffult_ray.logbook import Logbook
+
+        return Logbook(uri, self.plan, self.store, self.folder)
+
+    def _stage_built(self, stage: Any, artifact: Any) -> None:
+        self.built[stage.key] = artifact.seconds
+        if self.tracker:
+            self.tracker.stage(stage, artifact)
+
+    def _trial_ended(self, trial: Any, error: str | None) -> None:
+        from diffult_ray.results import record, write_record
+
+        found = record(trial, self.store, error)
+        write_record(found, self.store, self.plan.sweep.name)
+        if self.tracker:
+            self.tracker.trial(found)
+
+    @staticmethod
+    def _disconnect() -> None:
+        if "ray" in sys.modules:
+            from diffult_ray import cluster
+
+            cluster.disconnect()
+
+    # --- the results ---
+
+    def _conclude(self) -> int:
+        from diffult_ray import report, results
+
+        name = self.plan.sweep.name
+        records = {t.key: results.read_record(t, self.store, name) for t in self.plan.trials}
+        frame = results.table(self.plan, records)
+        results.write_table(frame, self.folder)
+        data = results.report_data(self.plan, self.store, frame, self.built, self._facts())
+        report.write(data, self.folder)
+        done = bool((frame["status"] == "done").all())
+        if self.tracker:
+            self.tracker.conclude(data, "FINISHED" if done else "FAILED")
+        if done:
+            files.write_json(self.folder / "finished.json", {
+                "id": self.plan.id, "tracking": self._uri(), "command": self.command,
+            })
+        self._print_results(data)
+        return DONE if done else SOME_FAILED
+
+    def _facts(self) -> dict[str, str]:
+        import platform
+        from importlib.metadata import version
+
+        versions = ", ".join(f"{p} {version(p)}" for p in ("ray", "torch", "diffusers", "mlflow"))
+        return {
+            "command": self.command,
+            "dataset": self._dataset_line(),
+            "hardware": f"{os.cpu_count()} CPUs, {platform.machine()}, {platform.platform()}",
+            "versions": f"diffult_ray {__version__}, Python {platform.python_version()}, {versions}",
+            "seconds": f"{self.narrator.seconds:.0f} in this run, {sum(self.built.values()):.0f} of stages",
+            "finished": time.strftime("%Y-%m-%d %H:%M:%S"),
+        }
+
+    def _dataset_line(self) -> str:
+        d = self.plan.trials[0].experiment.dataset
+        return f"{d.name}, imbalance factor {d.imbalance_factor:g}, at most {d.max_per_class} a class"
+
+    def _print_results(self, data: Any = None) -> None:
+        import pandas as pd
+        from rich.console import Console
+
+        from diffult_ray import report, results
+
+        if data is None:
+            frame = pd.read_parquet(self.folder / "results.parquet")
+            data = results.report_data(self.plan, self.store, frame, {}, {})
+        report.print_table(data, Console())
+        print(f"results: {self.folder / 'results.parquet'}")
+        print(f"report:  {self.folder / 'report.html'}")
+        uri = self._uri()
+        if uri is not None:
+            from diffult_ray import tracking
+
+            print(f"MLflow:  {tracking.ui_command(uri)}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
