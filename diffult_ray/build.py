@@ -7,13 +7,14 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from diffult_ray import files
 from diffult_ray.cluster import Capacity
 from diffult_ray.pipeline import Stage
 from diffult_ray.progress import Narrator, clock
+from diffult_ray.stages import Order
 from diffult_ray.store import Artifact, Store
 
 BUILDERS = {
@@ -28,17 +29,30 @@ BUILDERS = {
 }
 
 
+# Stages of these names share one pipeline when they are ready together: its start costs more than they do.
+TOGETHER = frozenset({"images", "scores", "quality"})
+TOGETHER_AT_MOST = 16
+
+
 @dataclass
 class Job:
-    """One stage to build, and the shorter ones of its family that it passes on the way."""
+    """Stages that are built together: a generator and its prefixes, or pools that share their actors."""
 
-    stage: Stage
-    milestones: list[Stage] = field(default_factory=list)
+    stages: list[Stage]
     started: float = 0.0
 
     @property
-    def built(self) -> list[Stage]:
-        return [*self.milestones, self.stage]
+    def stage(self) -> Stage:
+        """The one whose work folder tells of progress."""
+        return self.stages[-1] if self.name == "generator" else self.stages[0]
+
+    @property
+    def name(self) -> str:
+        return self.stages[0].name
+
+    @property
+    def inputs(self) -> list[Stage]:
+        return [i for s in self.stages for i in s.inputs.values()]
 
     @property
     def request(self) -> tuple[float, float]:
@@ -47,54 +61,62 @@ class Job:
         return (0.0, 0.0) if r is None else (r.workers * r.cpus, r.workers * r.gpus)
 
 
-def build_one(stage: Stage, store: Store, milestones: Sequence[Stage] = ()) -> list[Artifact]:
-    """Build a stage whose inputs are stored, and write its manifest.
+def build_one(stage: Stage, store: Store) -> Artifact:
+    """Build a stage whose inputs are stored, and write its manifest."""
+    return build_together([stage], store)[0]
 
-    Returns:
-        the artifacts of the milestones and of the stage.
+
+def build_together(stages: Sequence[Stage], store: Store) -> list[Artifact]:
+    """Build stages of one name in one go, and write their manifests.
+
+    Raises:
+        RuntimeError: if a stage ended without its summary, twice.
     """
     start = time.monotonic()
-    module, _, function = BUILDERS[stage.name].partition(":")
+    module, _, function = BUILDERS[stages[0].name].partition(":")
     builder = getattr(importlib.import_module(module), function)
-    store.work(stage).mkdir(parents=True, exist_ok=True)
-    more = {"milestones": {s.config["steps"]: store.folder(s) for s in milestones}} if milestones else {}
-    inputs = {name: store.folder(s) for name, s in stage.inputs.items()}
-    built = [*milestones, stage]
-    for attempt in range(2):
-        for s in built:
-            store.folder(s).mkdir(parents=True, exist_ok=True)
-        builder(
-            dict(stage.config), inputs, store.folder(stage),
-            resources=stage.resources, work=store.work(stage), **more,
-        )
-        if all((store.folder(s) / "summary.json").exists() for s in built):
+    orders = [_order(s, store) for s in stages]
+    for attempt in (1, 2):
+        for order in orders:
+            order.work.mkdir(parents=True, exist_ok=True)
+            order.out.mkdir(parents=True, exist_ok=True)
+        builder(orders, stages[0].resources)
+        if all((order.out / "summary.json").exists() for order in orders):
             break
         # Ray Train takes a run for finished whose files are gone: only a clean start brings them back.
-        store.discard_work(stage)
-        store.work(stage).mkdir(parents=True)
-        if attempt:
-            raise RuntimeError(f"{stage.label} ended without its summary")
+        for stage in stages:
+            store.discard_work(stage)
+        if attempt == 2:
+            raise RuntimeError(f"{stages[0].label} ended without its summary")
     seconds = time.monotonic() - start
-    artifacts = [store.commit(s, seconds=_share(store, s, stage, seconds)) for s in built]
-    store.discard_work(stage)
+    artifacts = [store.commit(s, seconds=seconds * share) for s, share in _shares(stages)]
+    for stage in stages:
+        store.discard_work(stage)
     return artifacts
 
 
-def _share(store: Store, part: Stage, whole: Stage, seconds: float) -> float:
-    """A milestone's seconds: its share of the steps of the run that passed it."""
-    return seconds * part.config["steps"] / whole.config["steps"] if part is not whole else seconds
+def _order(stage: Stage, store: Store) -> Order:
+    return Order(
+        config=dict(stage.config),
+        inputs={name: store.folder(s) for name, s in stage.inputs.items()},
+        out=store.folder(stage),
+        work=store.work(stage),
+    )
+
+
+def _shares(stages: Sequence[Stage]) -> list[tuple[Stage, float]]:
+    """Each stage with its share of the seconds: all for the longest of prefixes, equal for pools."""
+    if stages[0].name == "generator":
+        return [(s, s.config["steps"] / stages[-1].config["steps"]) for s in stages]
+    return [(s, 1 / len(stages)) for s in stages]
 
 
 def jobs_for(stages: Sequence[Stage]) -> list[Job]:
-    """Jobs in the given order; stages of one family are one job, the longest with milestones."""
+    """Jobs in the given order; generators of one family are one job, the longest last."""
     families: dict[str, list[Stage]] = {}
     for stage in stages:
         families.setdefault(stage.family, []).append(stage)
-    jobs = []
-    for members in families.values():
-        *shorter, longest = sorted(members, key=lambda s: s.config.get("steps") or 0)
-        jobs.append(Job(longest, shorter))
-    return jobs
+    return [Job(sorted(each, key=lambda s: s.config.get("steps") or 0)) for each in families.values()]
 
 
 def build_all(
@@ -115,7 +137,6 @@ def build_all(
     while waiting or running:
         _drop_hopeless(waiting, failed)
         for job in _startable(waiting, running, capacity, store):
-            waiting.remove(job)
             narrator.say(f"{_names(job)}: started")
             running[_start(job, store)] = job
         done, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
@@ -133,7 +154,7 @@ def _start(job: Job, store: Store) -> Future[list[Artifact]]:
 
     def work() -> None:
         try:
-            future.set_result(build_one(job.stage, store, job.milestones))
+            future.set_result(build_together(job.stages, store))
         except BaseException as error:  # handed to the waiting main thread, whatever it is
             future.set_exception(error)
 
@@ -141,37 +162,47 @@ def _start(job: Job, store: Store) -> Future[list[Artifact]]:
     return future
 
 
-def _startable(waiting, running, capacity: Capacity, store: Store) -> list[Job]:
-    """Jobs in order whose inputs are stored and which fit beside what runs."""
+def _startable(waiting: list[Job], running, capacity: Capacity, store: Store) -> list[Job]:
+    """Jobs in order whose inputs are stored and which fit beside what runs; taken off `waiting`."""
     cpus = capacity.cpus - sum(j.request[0] for j in running.values())
     gpus = capacity.gpus - sum(j.request[1] for j in running.values())
-    ready = []
-    for job in waiting:
-        if any(store.find(s) is None for s in job.stage.inputs.values()):
-            continue
+    ready = [j for j in waiting if all(store.find(s) for s in j.inputs)]
+    chosen: list[Job] = []
+    while ready:
+        job = ready.pop(0)
         if job.request[0] > cpus + 1e-9 or job.request[1] > gpus + 1e-9:
             break  # first come, first served: nothing passes a large job for ever
         cpus, gpus = cpus - job.request[0], gpus - job.request[1]
-        ready.append(job)
-    return ready
+        waiting.remove(job)
+        for other in [o for o in ready if _may_join(job, o)]:
+            job.stages += other.stages
+            waiting.remove(other)
+            ready.remove(other)
+        chosen.append(job)
+    return chosen
+
+
+def _may_join(job: Job, other: Job) -> bool:
+    alike = job.name == other.name and job.stage.resources == other.stage.resources
+    return alike and job.name in TOGETHER and len(job.stages) < TOGETHER_AT_MOST
 
 
 def _drop_hopeless(waiting: list[Job], failed: dict[str, Exception]) -> None:
     for job in list(waiting):
-        causes = [failed[s.key] for s in job.stage.walk() if s.key in failed]
+        causes = [failed[i.key] for s in job.stages for i in s.walk() if i.key in failed]
         if causes:
             waiting.remove(job)
-            failed.update({s.key: causes[0] for s in job.built})
+            failed.update({s.key: causes[0] for s in job.stages})
 
 
 def _finish(job: Job, future, failed, narrator: Narrator, on_built) -> None:
     error = future.exception()
     if error is not None:
-        failed.update({s.key: error for s in job.built})
+        failed.update({s.key: error for s in job.stages})
         narrator.say(f"{_names(job)}: FAILED, {first_line(error)}")
         return
     took = time.monotonic() - job.started
-    for stage, artifact in zip(job.built, future.result(), strict=True):
+    for stage, artifact in zip(job.stages, future.result(), strict=True):
         on_built(stage, artifact)
     narrator.say(f"{_names(job)}: done in {clock(took)}{_figures(future.result()[-1].summary)}")
 
@@ -182,12 +213,13 @@ def _tell(job: Job, store: Store, narrator: Narrator) -> None:
     except (OSError, ValueError):
         return
     detail = f"loss {progress['loss']:.4f}" if "loss" in progress else ""
-    narrator.progress(_names(job), progress["done"], progress["total"], job.started, detail)
+    narrator.progress(_names(job), progress["done"], progress["total"], detail)
 
 
 def _names(job: Job) -> str:
-    steps = [str(s.config["steps"]) for s in job.built if s.name == "generator"]
-    return job.stage.label + (f" ({', '.join(steps)} steps)" if steps else "")
+    if job.name == "generator":
+        return f"{job.stage.label} ({', '.join(str(s.config['steps']) for s in job.stages)} steps)"
+    return ", ".join([job.stages[0].label, *(s.key[:8] for s in job.stages[1:])])
 
 
 FIGURES = (

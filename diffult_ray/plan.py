@@ -96,12 +96,14 @@ def describe(plan: Plan, store: Store) -> list[tuple[Stage, str, int]]:
     """(stage, 'stored' | 'unfinished' | 'to build', trials that use it) for every stage and trial."""
     rows = []
     for stage in [*plan.stages, *(t.stage for t in plan.trials)]:
-        if store.find(stage):
-            status = "stored"
-        else:
-            status = "unfinished" if store.work(stage).exists() else "to build"
-        rows.append((stage, status, plan.uses.get(stage.key, 1)))
+        rows.append((stage, _status(stage, store), plan.uses.get(stage.key, 1)))
     return rows
+
+
+def _status(stage: Stage, store: Store) -> str:
+    if store.find(stage):
+        return "stored"
+    return "unfinished" if store.work(stage).exists() else "to build"
 
 
 def _short(value: Any) -> str:

@@ -18,6 +18,7 @@ class Narrator:
         self._start = time.monotonic()
         self._lock = threading.Lock()
         self._told: dict[str, float] = {}
+        self._first: dict[str, tuple[float, int]] = {}
 
     @property
     def seconds(self) -> float:
@@ -27,17 +28,14 @@ class Narrator:
         with self._lock:
             print(f"[{clock(self.seconds)}] {text}", file=self._stream, flush=True)
 
-    def progress(self, label: str, done: int, total: int, since: float, detail: str = "") -> None:
-        """How far something is, at most once an interval.
-
-        Args:
-            since: `time.monotonic()` of when it was at `done` = 0.
-        """
+    def progress(self, label: str, done: int, total: int, detail: str = "") -> None:
+        """How far something is, at most once an interval; the time left is by the rate seen so far."""
         now = time.monotonic()
-        if not done or now - self._told.get(label, since) < INTERVAL:
+        began, before = self._first.setdefault(label, (now, done))
+        if done <= before or now - self._told.get(label, began) < INTERVAL:
             return
         self._told[label] = now
-        left = (now - since) * (total - done) / done
+        left = (now - began) * (total - done) / (done - before)
         parts = [f"{label}: {done}/{total} ({100 * done // total}%)", detail, f"about {clock(left)} left"]
         self.say(", ".join(p for p in parts if p))
 

@@ -197,7 +197,7 @@ class Session:
         # Before Ray starts: a data set that cannot be had is a mistake in the sweep.
         for stage in stages:
             if stage.name == "split" and self.store.find(stage) is None:
-                self._stage_built(stage, build.build_one(stage, self.store)[-1])
+                self._stage_built(stage, build.build_one(stage, self.store))
         capacity = cluster.connect(self.arguments.address, verbose=self.arguments.verbose)
         self.narrator.say(f"Ray: {capacity.origin} with {capacity.cpus:g} CPUs and {capacity.gpus:g} GPUs")
         cluster.check_fits(self.plan, capacity)

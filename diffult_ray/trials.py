@@ -91,7 +91,7 @@ def _trial(config: dict[str, Any], *, stages: dict[str, Any], store: Store) -> N
     """One Tune trial: its classifier, in this process or under a nested TorchTrainer."""
     stage = stages[config["trial"]]
     found = store.find(stage)
-    artifact = found if found is not None else build_one(stage, store)[-1]
+    artifact = found if found is not None else build_one(stage, store)
     tune.report({"accuracy": artifact.summary["accuracy"]})
 
 

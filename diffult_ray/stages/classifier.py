@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffult_ray import files
+from diffult_ray.stages import Order
 from diffult_ray.stages.training import Run, run_here, train
 
 if TYPE_CHECKING:
@@ -34,34 +35,34 @@ class TrainingSet:
     kept: int = 0
 
 
-def build_extractor(config, inputs, out, *, resources, work) -> None:
+def build_extractor(orders: Sequence[Order], resources: Any) -> None:
     """phi_0: the plain classifier of the long-tailed set, and its features of the training images."""
-    payload = _payload(config, inputs, out, part="train")
-    train(_loop, payload, resources=resources, work=work, name=f"extractor-{Path(out).name}")
+    _train("extractor", orders, resources, part="train")
 
 
-def build_reference(config, inputs, out, *, resources, work) -> None:
+def build_reference(orders: Sequence[Order], resources: Any) -> None:
     """The classifier of the full balanced set, and its features of that set."""
-    payload = _payload(config, inputs, out, part="balanced")
-    train(_loop, payload, resources=resources, work=work, name=f"reference-{Path(out).name}")
+    _train("reference", orders, resources, part="balanced")
 
 
-def build(config, inputs, out, *, resources, work) -> None:
+def build(orders: Sequence[Order], resources: Any) -> None:
     """The final classifier: in this process with one worker, under a TorchTrainer with more."""
-    payload = _payload(config, inputs, out, part=None)
-    if resources.workers == 1:
-        run_here(_loop, payload, resources=resources, work=work)
+    if resources.workers > 1:
+        _train("classifier", orders, resources, part=None)
     else:
-        train(_loop, payload, resources=resources, work=work, name=f"classifier-{Path(out).name}")
+        (order,) = orders
+        run_here(_loop, _payload(order, part=None), resources=resources, work=order.work)
 
 
-def _payload(config, inputs, out, *, part: str | None) -> dict[str, Any]:
-    return {
-        "config": dict(config),
-        "inputs": {k: str(v) for k, v in inputs.items()},
-        "out": str(out),
-        "part": part,
-    }
+def _train(name: str, orders: Sequence[Order], resources: Any, *, part: str | None) -> None:
+    (order,) = orders
+    payload = _payload(order, part=part)
+    train(_loop, payload, resources=resources, work=order.work, name=f"{name}-{order.out.name}")
+
+
+def _payload(order: Order, *, part: str | None) -> dict[str, Any]:
+    inputs = {k: str(v) for k, v in order.inputs.items()}
+    return {"config": dict(order.config), "inputs": inputs, "out": str(order.out), "part": part}
 
 
 # --- what is trained on -------------------------------------------------------------------------
@@ -180,7 +181,7 @@ def _loop(run: Run, payload: Mapping[str, Any]) -> None:
             logits = wrapped(x)
         # Divided by the weights of the whole batch, so that ranks share one weighted mean.
         losses = cross_entropy(logits.float(), labels[index][mine], reduction="none")
-        loss = (weights[index][mine] * losses).sum() * run.world / weights[index].sum()
+        loss = (weights[index][mine] * losses).sum() * run.world / weights[index].sum().clamp_min(1e-12)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()

@@ -1,23 +1,48 @@
-"""Ray Data around a class: a pool of actors that never takes the CPU of the reads in front of it."""
+"""Ray Data around a class: a pool of actors that never takes the CPU of the reads in front of it.
+
+One pipeline serves several orders, since starting its actors costs more than many a pool. Rows carry
+the number of their order in `target`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
-if TYPE_CHECKING:
-    import pyarrow as pa
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
-# An actor asks for a little less than its share, so that read and write tasks always find room.
+from diffult_ray import files
+
+# An actor asks for a little less than its share, so that read tasks always find room beside it.
 ACTOR_SHARE = 0.9
 IO_CPUS = 0.05
 BLOCK_ROWS = 512
 
 
+def from_tables(tables: Sequence[pa.Table]) -> Any:
+    """A data set of the n-th table's rows with `target` n, already in blocks.
+
+    A repartition would be tasks that want a whole CPU each, and wait for ever beside an actor pool.
+    """
+    import ray.data
+
+    blocks = []
+    for number, table in enumerate(tables):
+        targets = pa.array([number] * table.num_rows, type=pa.int64())
+        table = table.append_column("target", targets)
+        starts = range(0, table.num_rows, BLOCK_ROWS)
+        blocks += [table.slice(start, BLOCK_ROWS).combine_chunks() for start in starts]
+    return ray.data.from_arrow(blocks)
+
+
 def map_with_actors(dataset: Any, mapper: type, arguments: Mapping[str, Any], *, resources: Any) -> Any:
     """`dataset` mapped in batches of pyarrow tables by a pool of `resources.workers` actors.
 
-    A batch that fails because its actor was killed is done again by another one.
+    What an actor had in hand when it was killed is done again by another one.
     """
     import ray.data
 
@@ -32,9 +57,45 @@ def map_with_actors(dataset: Any, mapper: type, arguments: Mapping[str, Any], *,
     )
 
 
-def from_rows(rows: pa.Table) -> Any:
-    """A data set of the rows, already in blocks: a repartition would be tasks that want a CPU each."""
-    import ray.data
+def by_target(rows: pa.Table) -> Iterator[tuple[int, pa.Table]]:
+    """(target, its rows) of a batch, which may hold the end of one order and the start of the next."""
+    for target in pc.unique(rows["target"]).to_pylist():
+        yield target, rows.filter(pc.equal(rows["target"], target)).drop_columns(["target"])
 
-    starts = range(0, rows.num_rows, BLOCK_ROWS)
-    return ray.data.from_arrow([rows.slice(start, BLOCK_ROWS) for start in starts])
+
+def count(dataset: Any, total: int, work: Path) -> None:
+    """Run a data set whose rows say how much was `done`, telling progress on the way."""
+    done = 0
+    for batch in dataset.iter_batches(batch_format="pyarrow", batch_size=None):
+        done += pc.sum(batch["done"]).as_py() or 0
+        tell(work, done, total)
+
+
+def tell(work: Path, done: int, total: int) -> None:
+    files.write_json(work / "progress.json", {"done": done, "total": total})
+
+
+# --- parts: what a pool of actors has finished, in files that are whole or not there ---
+
+
+def write_part(folder: str | Path, table: pa.Table) -> None:
+    """One more part; a part that is written twice, after a killed actor, does no harm."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    files.write_bytes(Path(folder) / f"{uuid.uuid4().hex}.parquet", sink.getvalue().to_pybytes())
+
+
+def read_parts(folder: Path, schema: pa.Schema) -> pa.Table:
+    """All parts in the order of (label, id), each image once."""
+    paths = sorted(folder.glob("*.parquet")) if folder.exists() else []
+    tables = [pq.read_table(path).cast(schema) for path in paths]
+    table = pa.concat_tables(tables) if tables else schema.empty_table()
+    table = table.sort_by([("label", "ascending"), ("id", "ascending")])
+    seeds = table["seed"].to_pylist()
+    first = [i == 0 or seed != seeds[i - 1] for i, seed in enumerate(seeds)]
+    return table.filter(pa.array(first, type=pa.bool_()))
+
+
+def without(wanted: pa.Table, made: pa.Table) -> pa.Table:
+    """The rows of `wanted` that are not in `made`; a seed stands for its class and id."""
+    return wanted.filter(pc.invert(pc.is_in(wanted["seed"], value_set=made["seed"].combine_chunks())))

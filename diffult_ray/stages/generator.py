@@ -6,11 +6,12 @@ generator of fewer steps is a prefix of one of more.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffult_ray import files
+from diffult_ray.stages import Order
 from diffult_ray.stages.classifier import Recorder
 from diffult_ray.stages.training import (
     Run,
@@ -25,19 +26,20 @@ if TYPE_CHECKING:
     import torch
 
 
-def build(config, inputs, out, *, resources, work, milestones: Mapping[int, Path] | None = None) -> None:
-    """Train, and write a generator into `out` and, on the way, into each milestone's folder.
+def build(orders: Sequence[Order], resources: Any) -> None:
+    """Train the last order's generator and write, on the way, those of the orders before it.
 
     Args:
-        milestones: steps -> output folder of the shorter generators wanted on the way.
+        orders: alike but for `steps`, which ascend.
     """
-    outs = {**(milestones or {}), config["steps"]: out}
+    longest = orders[-1]
     payload = {
-        "config": dict(config),
-        "inputs": {k: str(v) for k, v in inputs.items()},
-        "outs": {int(k): str(v) for k, v in outs.items()},
+        "config": dict(longest.config),
+        "inputs": {k: str(v) for k, v in longest.inputs.items()},
+        "outs": {int(o.config["steps"]): str(o.out) for o in orders},
     }
-    train(_loop, payload, resources=resources, work=work, name=f"generator-{Path(out).name}")
+    name = f"generator-{longest.out.name}"
+    train(_loop, payload, resources=resources, work=longest.work, name=name)
 
 
 def _loop(run: Run, payload: Mapping[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,14 +26,16 @@ SCORE_FIELDS = [
     ("distance", pa.float64()),  # in units of d_f; not rounded, so that it agrees with the band
     ("band", pa.string()),
     ("nearest", pa.int64()),  # of the real training images
-    ("nearest_distance", pa.float32()),  # in feature space, not in units of d_f
+    ("nearest_distance", pa.float64()),  # in feature space, not in units of d_f
     ("predicted", pa.int64()),  # the extractor's class
 ]
+SCORED_SCHEMA = pa.schema([*IMAGE_SCHEMA, *(pa.field(name, kind) for name, kind in SCORE_FIELDS)])
+ROWS_PER_FILE = 20_000
 
 
 def hugging_face_metadata(schema: pa.Schema) -> pa.Schema:
     """The schema with the note by which Hugging Face datasets decodes the image column."""
-    kinds = {pa.int64(): "int64", pa.float32(): "float32", pa.float64(): "float64", pa.string(): "string"}
+    kinds = {pa.int64(): "int64", pa.float64(): "float64", pa.string(): "string"}
     features = {
         f.name: {"_type": "Image"}
         if f.name == "image"
@@ -62,6 +65,15 @@ def decode(structs: Iterable[dict]) -> np.ndarray:
     images = [np.asarray(Image.open(io.BytesIO(s["bytes"]))) for s in structs]
     stacked = np.stack(images) if images else np.empty((0, 1, 1), np.uint8)
     return stacked[:, None] if stacked.ndim == 3 else stacked.transpose(0, 3, 1, 2)
+
+
+def write_pool(table: pa.Table, folder: Path) -> None:
+    """A parquet data set of files of bounded size, replacing what was there."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for number, start in enumerate(range(0, max(1, table.num_rows), ROWS_PER_FILE)):
+        part = table.slice(start, ROWS_PER_FILE)
+        pq.write_table(part, folder / f"part-{number:05d}.parquet", row_group_size=2000)
 
 
 @dataclass(frozen=True)

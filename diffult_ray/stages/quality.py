@@ -2,76 +2,111 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from diffult_ray import files
-from diffult_ray.stages import pool
-from diffult_ray.stages.dataflow import from_rows, map_with_actors
-from diffult_ray.stages.sampler import Sampler
+from diffult_ray.stages import Order, pool
+from diffult_ray.stages.dataflow import by_target, from_tables, map_with_actors, tell
+from diffult_ray.stages.sampler import Samplers
 
 
 class MeasureRows:
-    """A table of rows to their reference features and logits, sampled on the way."""
+    """Samples the rows it is given, and returns their reference features and logits."""
 
-    def __init__(
-        self, *, generator: str, generation: dict, reference: str, cpus: float, gpus: float
-    ) -> None:
+    def __init__(self, *, targets: list[dict[str, Any]], cpus: float, gpus: float) -> None:
         from diffult_ray.stages.classifier import load_classifier
 
-        self.sampler = Sampler(generator, generation, cpus=cpus, gpus=gpus)
-        self.model, self.normalise = load_classifier(reference, self.sampler.device)
+        self.samplers = Samplers(targets, cpus=cpus, gpus=gpus)
+        device = self.samplers.device
+        self.references = [load_classifier(t["reference"], device) for t in targets]
 
     def __call__(self, rows: pa.Table) -> pa.Table:
+        return pa.concat_tables([self._measure(target, mine) for target, mine in by_target(rows)])
+
+    def _measure(self, target: int, rows: pa.Table) -> pa.Table:
         import torch
 
         from diffult_ray.stages.classifier import outputs
 
-        images = self.sampler(rows["label"].to_numpy(), rows["seed"].to_numpy())
-        found = outputs(self.model, self.normalise, torch.from_numpy(images), self.sampler.device)
+        images = self.samplers[target](rows["label"].to_numpy(), rows["seed"].to_numpy())
+        model, normalise = self.references[target]
+        found = outputs(model, normalise, torch.from_numpy(images), self.samplers.device)
         features, logits = (pa.FixedSizeListArray.from_arrays(x.numpy().ravel(), x.shape[1]) for x in found)
-        return pa.table({"seed": rows["seed"], "features": features, "logits": logits})
+        targets = pa.array([target] * rows.num_rows, type=pa.int64())
+        return pa.table({"target": targets, "id": rows["id"], "features": features, "logits": logits})
 
 
-def build(config, inputs, out, *, resources, work) -> None:
-    """Streamed in float64 against the full balanced training set."""
-    from diffult_ray.data import load_split
-    from diffult_ray.method.quality import InceptionScore, Moments, balanced_counts, frechet_distance
+class Measures:
+    """One order's running sums."""
 
-    classes = load_split(inputs["split"]).num_classes
-    rows = pool.requests(balanced_counts(config["images"], classes), config["generation"]["seed"])
-    place = {int(seed): i for i, seed in enumerate(rows["seed"].to_numpy())}
-    data = from_rows(rows)
-    arguments = {
-        "generator": str(inputs["generator"]),
-        "generation": dict(config["generation"]),
-        "reference": str(inputs["reference"]),
-    }
-    measured = map_with_actors(data, MeasureRows, arguments, resources=resources)
-    moments, score = Moments(), InceptionScore(splits=10)
+    def __init__(self) -> None:
+        from diffult_ray.method.quality import InceptionScore, Moments
+
+        self.moments, self.score = Moments(), InceptionScore(splits=10)
+
+    def update(self, rows: pa.Table) -> None:
+        features, logits = (_matrix(rows[name]) for name in ("features", "logits"))
+        self.moments.update(features)
+        # The id within the class decides the split, so that each split has every class.
+        self.score.update(logits, rows["id"].to_numpy())
+
+
+def build(orders: Sequence[Order], resources: Any) -> None:
+    """Streamed in float64 against the full balanced training set, 10 splits for IS."""
+    wanted = [_wanted(order) for order in orders]
+    targets = [_target(order) for order in orders]
+    measured = map_with_actors(from_tables(wanted), MeasureRows, {"targets": targets}, resources=resources)
+    measures = [Measures() for _ in orders]
+    done, total = 0, sum(rows.num_rows for rows in wanted)
     for batch in measured.iter_batches(batch_format="pyarrow", batch_size=None):
-        features, logits = (_matrix(batch[name]) for name in ("features", "logits"))
-        ids = np.array([place[int(seed)] for seed in batch["seed"].to_numpy()])
-        moments.update(features)
-        score.update(logits, ids)
+        for target, rows in by_target(batch):
+            measures[target].update(rows)
+        done += batch.num_rows
+        tell(orders[0].work, done, total)
+    for order, each in zip(orders, measures, strict=True):
+        _finish(order, each)
+
+
+def _wanted(order: Order) -> pa.Table:
+    from diffult_ray.method.quality import balanced_counts
+
+    classes = len(files.read_json(order.inputs["split"] / "split.json")["class_names"])
+    counts = balanced_counts(order.config["images"], classes)
+    return pool.requests(counts, order.config["generation"]["seed"])
+
+
+def _target(order: Order) -> dict[str, Any]:
+    return {
+        "generator": str(order.inputs["generator"]),
+        "generation": dict(order.config["generation"]),
+        "reference": str(order.inputs["reference"]),
+    }
+
+
+def _finish(order: Order, measures: Measures) -> None:
+    from diffult_ray.method.quality import Moments, frechet_distance
+
     real = Moments()
-    real.update(files.read_tensors(Path(inputs["reference"]) / "features.safetensors")["features"])
-    mean, deviation = score.result()
-    files.write_json(Path(out) / "summary.json", {
-        "network": config["network"],
-        "images": moments.count,
+    real.update(files.read_tensors(order.inputs["reference"] / "features.safetensors")["features"])
+    mean, deviation = measures.score.result()
+    fid = frechet_distance(measures.moments, real)
+    files.write_json(order.out / "summary.json", {
+        "network": order.config["network"],
+        "images": measures.moments.count,
         "real_images": real.count,
         # Blocks arrive in any order: the last digits of the sums are not kept.
-        "fid": float(f"{frechet_distance(moments, real):.9g}"),
+        "fid": float(f"{fid:.9g}"),
         "inception_score": float(f"{mean:.9g}"),
         "inception_score_sd": float(f"{deviation:.9g}"),
     })
 
 
-def _matrix(column: pa.ChunkedArray):
-    import torch
-
+def _matrix(column: pa.ChunkedArray) -> np.ndarray:
     array = column.combine_chunks()
-    return torch.from_numpy(np.array(array.flatten()).reshape(len(array), -1))
+    if isinstance(array, pa.ChunkedArray):
+        array = pa.concat_arrays(array.chunks)
+    return np.asarray(array.flatten()).reshape(len(array), -1)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from diffult_ray import files
+
+if TYPE_CHECKING:
+    import torch
 
 BATCH = 128  # images a forward pass; rows are padded to it, so that no image depends on its company
 
@@ -16,15 +19,13 @@ BATCH = 128  # images a forward pass; rows are padded to it, so that no image de
 class Sampler:
     """Loads the averaged U-Net once; then each call samples a batch."""
 
-    def __init__(self, folder: str | Path, generation: Mapping[str, Any], *, cpus: float, gpus: float) -> None:
-        import torch
+    def __init__(self, folder: str | Path, generation: Mapping[str, Any], on: torch.device) -> None:
         from diffusers import UNet2DModel
 
         from diffult_ray.method import device
         from diffult_ray.method.sampling import make_scheduler
 
-        torch.set_num_threads(max(1, int(cpus)))
-        self.device = device.pick(gpus)
+        self.device = on
         self.facts = files.read_json(Path(folder) / "generator.json")
         self.guidance = generation["guidance"]
         model = UNet2DModel.from_pretrained(Path(folder) / "unet", local_files_only=True)
@@ -69,3 +70,23 @@ class Sampler:
 
         with autocast(self.device, "auto"):
             return self.model(images, timesteps, labels).sample.float()
+
+
+class Samplers:
+    """The samplers of several orders in one process, of which the last one used is in memory."""
+
+    def __init__(self, targets: Sequence[Mapping[str, Any]], *, cpus: float, gpus: float) -> None:
+        import torch
+
+        from diffult_ray.method import device
+
+        torch.set_num_threads(max(1, int(cpus)))
+        self.device = device.pick(gpus)
+        self._targets = targets
+        self._loaded: tuple[int, Sampler] | None = None
+
+    def __getitem__(self, target: int) -> Sampler:
+        if self._loaded is None or self._loaded[0] != target:
+            order = self._targets[target]
+            self._loaded = (target, Sampler(order["generator"], order["generation"], self.device))
+        return self._loaded[1]

@@ -3,46 +3,61 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from diffult_ray import files
-from diffult_ray.stages import pool
-from diffult_ray.stages.dataflow import IO_CPUS, map_with_actors
-from diffult_ray.stages.images import write_table
+from diffult_ray.stages import Order, pool
+from diffult_ray.stages.dataflow import (
+    IO_CPUS,
+    by_target,
+    count,
+    map_with_actors,
+    read_parts,
+    write_part,
+)
+
+SCHEMA = pool.hugging_face_metadata(pool.SCORED_SCHEMA)
 
 
-class ScoreRows:
-    """A table of images to the same table with the score columns."""
+class Scorer:
+    """One order's extractor, and what it makes of the real images."""
 
-    def __init__(
-        self, *, extractor: str, split: str, config: dict, cpus: float, gpus: float
-    ) -> None:
+    def __init__(self, target: dict[str, Any], device: Any) -> None:
+        from diffult_ray.stages.classifier import load_classifier
+
+        self.target, self.device = target, device
+        self.model, self.normalise = load_classifier(target["extractor"], device)
+
+    @cached_property
+    def real(self) -> dict[str, Any]:
         import torch
 
         from diffult_ray.data import load_split
-        from diffult_ray.method import device
-        from diffult_ray.method.bands import class_statistics
-        from diffult_ray.stages.classifier import load_classifier
 
-        torch.set_num_threads(max(1, int(cpus)))
-        self.device, self.config = device.pick(gpus), config
-        self.model, self.normalise = load_classifier(extractor, self.device)
-        real = load_split(split)
-        features = files.read_tensors(Path(extractor) / "features.safetensors")["features"]
-        self.real_labels = torch.from_numpy(real.train.labels).to(self.device)
-        self.real_features = features.to(self.device)
-        self.statistics = class_statistics(
-            self.real_features,
-            self.real_labels,
-            real.num_classes,
-            normalise=config["normalise"],
-            scope=config["scope"],
+        split = load_split(self.target["split"])
+        features = files.read_tensors(Path(self.target["extractor"]) / "features.safetensors")["features"]
+        labels = torch.from_numpy(split.train.labels)
+        self.num_classes = split.num_classes
+        return {"real_features": features.to(self.device), "real_labels": labels.to(self.device)}
+
+    @cached_property
+    def statistics(self) -> Any:
+        from diffult_ray.method.bands import class_statistics
+
+        features, labels = self.real.values()
+        config = self.target["config"]
+        return class_statistics(
+            features, labels, self.num_classes, normalise=config["normalise"], scope=config["scope"]
         )
 
     def __call__(self, rows: pa.Table) -> pa.Table:
+        """The rows with the score columns."""
         import torch
 
         from diffult_ray.method.bands import BANDS, band, distances, nearest_real
@@ -52,46 +67,75 @@ class ScoreRows:
         labels = torch.from_numpy(rows["label"].to_numpy().copy()).to(self.device)
         features, logits = outputs(self.model, self.normalise, images, self.device)
         features = features.to(self.device)
-        real = {"real_features": self.real_features, "real_labels": self.real_labels}
-        distance = distances(features, labels, self.statistics, to=self.config["distance"], **real)
-        nearest, nearest_distance = nearest_real(features, labels, **real)
+        to = self.target["config"]["distance"]
+        distance = distances(features, labels, self.statistics, to=to, **self.real)
+        nearest, nearest_distance = nearest_real(features, labels, **self.real)
         columns = {
             "distance": distance.double().cpu().numpy(),
             "band": [BANDS[code] for code in band(distance).tolist()],
             "nearest": nearest.cpu().numpy(),
-            "nearest_distance": nearest_distance.float().cpu().numpy(),
+            "nearest_distance": nearest_distance.double().cpu().numpy(),
             "predicted": logits.argmax(1).numpy(),
         }
         for name, kind in pool.SCORE_FIELDS:
             rows = rows.append_column(name, pa.array(columns[name], type=kind))
-        return rows
+        return rows.cast(SCHEMA)
 
 
-def build(config, inputs, out, *, resources, work) -> None:
-    """The pool with its scores, in `out/pool`."""
+class ScoreRows:
+    """Scores the images it is given and writes them into the parts of their order."""
+
+    def __init__(self, *, targets: list[dict[str, Any]], cpus: float, gpus: float) -> None:
+        import torch
+
+        from diffult_ray.method import device
+
+        torch.set_num_threads(max(1, int(cpus)))
+        self.targets = targets
+        self.scorers = [Scorer(target, device.pick(gpus)) for target in targets]
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        folders = [str(Path(path).parent) for path in rows["path"].to_pylist()]
+        numbers = {target["pool"]: number for number, target in enumerate(self.targets)}
+        targets = pa.array([numbers[folder] for folder in folders], type=pa.int64())
+        table = rows.select(pool.IMAGE_SCHEMA.names).append_column("target", targets)
+        for target, mine in by_target(table):
+            write_part(self.targets[target]["parts"], self.scorers[target](mine))
+        return pa.table({"done": [rows.num_rows]})
+
+
+def build(orders: Sequence[Order], resources: Any) -> None:
+    """Each order's pool with its scores, in `out/pool`."""
     import ray.data
 
-    source = Path(inputs["images"]) / "pool"
-    arguments = {
-        "extractor": str(inputs["extractor"]), "split": str(inputs["split"]), "config": dict(config),
+    targets = [_target(order) for order in orders]
+    sizes = [pq.read_table(t["pool"], columns=["id"]).num_rows for t in targets]
+    if any(sizes):
+        full = [t["pool"] for t, size in zip(targets, sizes, strict=True) if size]
+        data = ray.data.read_parquet(full, include_paths=True, num_cpus=IO_CPUS)
+        scored = map_with_actors(data, ScoreRows, {"targets": targets}, resources=resources)
+        count(scored, sum(sizes), orders[0].work)
+    for order, size in zip(orders, sizes, strict=True):
+        _finish(order, size)
+
+
+def _target(order: Order) -> dict[str, Any]:
+    return {
+        "pool": str(order.inputs["images"] / "pool"),
+        "extractor": str(order.inputs["extractor"]),
+        "split": str(order.inputs["split"]),
+        "config": dict(order.config),
+        "parts": str(order.work / "parts"),
     }
-    parts = Path(work) / "parts"
-    if pq.read_table(source, columns=["id"]).num_rows:
-        data = ray.data.read_parquet(str(source), num_cpus=IO_CPUS)
-        scored = map_with_actors(data, ScoreRows, arguments, resources=resources)
-        scored.write_parquet(str(parts), ray_remote_args={"num_cpus": IO_CPUS}, mode="overwrite")
-        table = pq.read_table(parts)
-    else:
-        table = pool.IMAGE_SCHEMA.empty_table()
-        for name, kind in pool.SCORE_FIELDS:
-            table = table.append_column(name, pa.array([], type=kind))
-    table = table.sort_by([("label", "ascending"), ("id", "ascending")])
-    write_table(table, Path(out) / "pool")
+
+
+def _finish(order: Order, size: int) -> None:
+    table = read_parts(order.work / "parts", SCHEMA)
+    if table.num_rows != size:
+        raise RuntimeError(f"{size} images were to be scored, {table.num_rows} are there")
+    pool.write_pool(table, order.out / "pool")
     shares = Counter(table["band"].to_pylist())
-    n = max(1, table.num_rows)
-    files.write_json(Path(out) / "summary.json", {
-        "images": table.num_rows,
-        "p_id": shares["ID"] / n,
-        "p_aid": shares["AID"] / n,
-        "p_ood": shares["OOD"] / n,
+    files.write_json(order.out / "summary.json", {
+        "images": size,
+        **{f"p_{band.lower()}": shares[band] / max(1, size) for band in ("ID", "AID", "OOD")},
     })

@@ -1,0 +1,42 @@
+# Two commands do everything on a fresh machine with Python 3.11+ and make:
+#   make demo    sets up, then runs the shipped sweep `digits`
+#   make test    sets up, then passes the tests
+PYTHON ?= python3
+BIN := .venv/bin
+export PYTHONDONTWRITEBYTECODE :=
+
+.PHONY: demo test slow lint setup lock clean
+
+setup: .venv/.ready
+
+# Bytecode is compiled once here: every Ray process imports torch, and would compile it again without.
+.venv/.ready: requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv>=0.5"
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -r requirements.lock
+	$(BIN)/uv pip install --quiet --no-deps --python $(BIN)/python -e .
+	touch $@
+
+demo: setup
+	$(BIN)/python -m diffult_ray.sweep digits
+
+test: setup lint
+	$(BIN)/python -m pytest -m "not slow"
+
+slow: setup
+	$(BIN)/python -m pytest -m slow
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+
+# The torch pair is named: torchvision from the package index needs the CUDA build of torch beside it.
+lock:
+	printf 'torch==2.14.1\ntorchvision==0.29.1\n' > .pair.txt
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra dev --no-annotate --no-header \
+	  --no-emit-index-url --constraint .pair.txt pyproject.toml -o requirements.lock
+	rm .pair.txt
+
+clean:
+	rm -rf .venv dist build .pytest_cache .ruff_cache
