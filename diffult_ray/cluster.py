@@ -27,6 +27,9 @@ QUIET = {
     "PYTHONWARNINGS": "ignore",
 }
 
+# Ray's C++ core warns on the terminal of what its own libraries do (#53727); `--verbose` lets it.
+SILENT = {"RAY_BACKEND_LOG_LEVEL": "fatal"}
+
 
 @dataclass(frozen=True)
 class Capacity:
@@ -70,7 +73,7 @@ def _check(name: str, wanted: Any, capacity: Capacity) -> None:
     ):
         if wanted.workers * asked > there + 1e-9:
             raise DoesNotFit(
-                where=f"resources.{name}",
+                where=f"experiment.resources.{name}",
                 rule=f"{wanted.workers} workers x {asked:g} {unit} = {wanted.workers * asked:g} {unit}, "
                 f"but {capacity.origin} holds {there:g}",
                 advice="ask for fewer workers or a larger cluster",
@@ -79,7 +82,7 @@ def _check(name: str, wanted: Any, capacity: Capacity) -> None:
 
 def connect(address: str | None, *, verbose: bool = False) -> Capacity:
     """Start a cluster on this machine, or join the one at `address` (or RAY_ADDRESS)."""
-    for name, value in QUIET.items():
+    for name, value in {**QUIET, **({} if verbose else SILENT)}.items():
         os.environ.setdefault(name, value)
     import ray
 

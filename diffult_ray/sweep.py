@@ -17,10 +17,11 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NoReturn
 
 from diffult_ray import __version__, config, files
-from diffult_ray.errors import Refused
+from diffult_ray.errors import BadInput, Refused
 from diffult_ray.plan import Plan, describe, make_plan
 from diffult_ray.progress import Narrator
 from diffult_ray.store import Store
@@ -30,10 +31,9 @@ DONE, SOME_FAILED, INTERRUPTED = 0, 1, 130
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a sweep; returns the exit code."""
-    arguments = _parser().parse_args(argv)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        return _main(arguments)
+        return _main(_parser().parse_intermixed_args(argv))
     except Refused as refused:
         print(f"error: {refused}", file=sys.stderr)
         return refused.exit_code
@@ -46,8 +46,15 @@ def _interrupt(*_: Any) -> None:
     raise KeyboardInterrupt
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+class Parser(argparse.ArgumentParser):
+    """Tells a mistake in one line, as the rest of the front door does."""
+
+    def error(self, message: str) -> NoReturn:
+        raise BadInput(where="command line", rule=message, advice="--help shows the options")
+
+
+def _parser() -> Parser:
+    parser = Parser(
         prog="diffult-ray",
         description="Run a DiffuLT sweep on Ray, or continue it.",
         epilog="exit: 0 all trials done, 1 some failed, 2 bad input, 3 does not fit, 130 interrupted",
@@ -64,9 +71,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _main(arguments: argparse.Namespace) -> int:
     name, overrides = arguments.sweep, list(arguments.overrides)
-    if name is not None and "=" in name and not Path(name).exists():
+    if name is not None and "=" in name and not os.path.exists(name):
         name, overrides = None, [name, *overrides]
-    sweep = config.load(name or "digits", overrides)
+    sweep = config.load("digits" if name is None else name, overrides)
     plan = make_plan(sweep)
     store = Store(arguments.storage or os.environ.get("DIFFULT_STORAGE") or "~/diffult")
     if arguments.plan:
@@ -109,6 +116,7 @@ class Session:
         self.store.check()
         self._check_request()
         uri = self._tracking_uri()
+        self._check_data()
         self._write_definition()
         try:
             self._build(records, uri)
@@ -169,6 +177,14 @@ class Session:
 
         if not self.arguments.address and not os.environ.get("RAY_ADDRESS"):
             cluster.check_fits(self.plan, cluster.here())
+
+    def _check_data(self) -> None:
+        """A data set that cannot be had is a mistake in the sweep, told before anything is written."""
+        from diffult_ray.data import make_split
+
+        for stage in self.plan.stages:
+            if stage.name == "split" and self.store.find(stage) is None:
+                make_split(SimpleNamespace(**stage.config))
 
     def _write_definition(self) -> None:
         import yaml

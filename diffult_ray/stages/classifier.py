@@ -144,7 +144,7 @@ def _loop(run: Run, payload: Mapping[str, Any]) -> None:
     config, seed = payload["config"], payload["config"]["seed"]
     split = load_split(payload["inputs"]["split"])
     data = training_set(config, payload["inputs"], split, payload["part"])
-    layout = memory_format(run.device, split.image_size)
+    layout = memory_format(run.device, split.image_size, network="classifier")
     torch.manual_seed(stream(seed, "weights"))
     network = {
         "architecture": config["architecture"],
@@ -177,7 +177,7 @@ def _loop(run: Run, payload: Mapping[str, Any]) -> None:
         x = random_crop(images[index], config["crop_padding"], rng)
         x = random_flip(x, rng) if config["flip"] else x
         x = normalise(x[mine]).contiguous(memory_format=layout)
-        with autocast(run.device, config["precision"]):
+        with autocast(run.device, config["precision"], split.image_size):
             logits = wrapped(x)
         # Divided by the weights of the whole batch, so that ranks share one weighted mean.
         losses = cross_entropy(logits.float(), labels[index][mine], reduction="none")

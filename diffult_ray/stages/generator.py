@@ -53,7 +53,7 @@ def _loop(run: Run, payload: Mapping[str, Any]) -> None:
 
     config, seed = payload["config"], payload["config"]["seed"]
     split = load_split(payload["inputs"]["split"])
-    layout = memory_format(run.device, split.image_size)
+    layout = memory_format(run.device, split.image_size, network="unet")
     torch.manual_seed(stream(seed, "weights"))
     model = _network(config, split).to(run.device, memory_format=layout)
     ema = _ema(model, config)
@@ -81,7 +81,7 @@ def _loop(run: Run, payload: Mapping[str, Any]) -> None:
         drawn = Draw.of(x, labels[index], frequencies, config["timesteps"], rng, dropped=dropped)
         drawn = drawn.only(mine)
         noisy = noising.add_noise(x[mine], drawn.noise, drawn.timesteps)
-        with autocast(run.device, config["precision"]):
+        with autocast(run.device, config["precision"], split.image_size):
             losses = _losses(wrapped, noisy.contiguous(memory_format=layout), drawn, config)
         loss = losses.sum() * run.world / batch
         optimizer.zero_grad(set_to_none=True)
