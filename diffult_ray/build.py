@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,10 +78,7 @@ def build_together(stages: Sequence[Stage], store: Store) -> list[Artifact]:
     builder = getattr(importlib.import_module(module), function)
     orders = [_order(s, store) for s in stages]
     for attempt in (1, 2):
-        for order in orders:
-            order.work.mkdir(parents=True, exist_ok=True)
-            order.out.mkdir(parents=True, exist_ok=True)
-        builder(orders, stages[0].resources)
+        _run(builder, orders, stages[0].resources)
         if all((order.out / "summary.json").exists() for order in orders):
             break
         # Ray Train takes a run for finished whose files are gone: only a clean start brings them back.
@@ -93,6 +91,20 @@ def build_together(stages: Sequence[Stage], store: Store) -> list[Artifact]:
     for stage in stages:
         store.discard_work(stage)
     return artifacts
+
+
+def _run(builder: Callable[..., None], orders: Sequence[Order], resources: Any) -> None:
+    """Build; of a build that fails before its first file, no folder stays."""
+    folders = [folder for order in orders for folder in (order.work, order.out)]
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
+    try:
+        builder(orders, resources)
+    except BaseException:
+        for folder in folders:
+            with suppress(OSError):  # not empty: an interrupted build goes on from what is in it
+                folder.rmdir()
+        raise
 
 
 def _order(stage: Stage, store: Store) -> Order:

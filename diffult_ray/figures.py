@@ -105,16 +105,20 @@ def _quality_figure(data: ReportData, measure: str, rows: pd.DataFrame) -> Pictu
     fixed, points = generator_points(data, measure, rows)
     name, claim = MEASURES[measure]
     at = settings(fixed, data.keys, equals=" = ")
-    caption = (
-        f"One point a generator, measured with the {network} network; accuracy is the mean over the trials "
-        f"{f'at {at}' if at else 'that use it'}, bars are their sample deviation. {correlation(points)}. "
-        f"For {name}, {claim}."
+    trials = f"the trials at {at}" if at else "the trials that use it"
+    many = (
+        f"One point a generator, measured with the {network} network; accuracy is the mean over {trials}, "
+        f"bars are their sample deviation. {correlation(points)}. For {name}, {claim}."
+    )
+    one = (
+        f"One generator, of {name} {number(points[0].quality, 2)} with the {network} network; "
+        f"{number(points[0].accuracy.mean)} % is the mean over {trials}. {correlation(points)}."
     )
     title = f"Accuracy against {name} ({network} network)"
     return Picture(
         name=f"accuracy_{measure}_{re.sub('[^A-Za-z0-9]+', '_', str(network))}",
         title=title,
-        caption=caption,
+        caption=many if len(points) > 1 else one,
         alt=f"{title}: " + "; ".join(
             f"{p.label or 'generator'}: {number(p.quality, 2)}, {number(p.accuracy.mean)} %" for p in points
         ),
@@ -308,6 +312,8 @@ def _draw_classes(
     counts = np.array(data.class_counts)[order]
     _frame(bottom).bar(places, counts, color="#c9c9c9")
     bottom.set_yscale("log")
+    bottom.yaxis.set_major_formatter(lambda count, _: f"{count:g}")  # powers would be formulas
+    bottom.yaxis.set_minor_formatter(lambda count, _: "")
     bottom.set_ylim(bottom=0.7)
     bottom.set_ylabel("training images")
     _name_classes(bottom, data, order, counts)
@@ -373,7 +379,7 @@ def _draw_gallery(data: ReportData, classes: Sequence[int]) -> bytes:
     thumbnails, rows = sum(widths.values()), len(classes)
 
     def draw(figure: Figure) -> None:
-        panels = figure.subplots(1, len(bands), squeeze=False, width_ratios=[widths[b] for b in bands])[0]
+        panels = figure.subplots(1, len(bands), squeeze=False, width_ratios=[s.shape[1] for s in strips])[0]
         for axes, band, strip in zip(panels, bands, strips, strict=True):
             axes.imshow(strip, interpolation="nearest")
             axes.set_title(band, fontsize=9)

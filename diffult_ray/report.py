@@ -233,7 +233,7 @@ def _comparison(data: ReportData) -> list[str]:
     ]
     if data.select == "test":
         lines.append(f"  {OPTIMISTIC}")
-    pairs = [f"  {_against(b, e)}" for b, e in summary.differences(data)]
+    pairs = [f"    {_against(b, e)}" for b, e in summary.differences(data)]
     return lines + (["  Seed by seed:", *pairs] if pairs else [f"  {NO_BASELINE}"])
 
 
