@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,16 +93,15 @@ def build_together(stages: Sequence[Stage], store: Store) -> list[Artifact]:
 
 
 def _run(builder: Callable[..., None], orders: Sequence[Order], resources: Any) -> None:
-    """Build; of a build that fails before its first file, no folder stays."""
+    """Build; of a build that fails before its first file, no folder stays that it made."""
     folders = [folder for order in orders for folder in (order.work, order.out)]
+    made = [each for folder in folders for each in (folder, *files.missing(folder.parent))]
     for folder in folders:
         folder.mkdir(parents=True, exist_ok=True)
     try:
         builder(orders, resources)
     except BaseException:
-        for folder in folders:
-            with suppress(OSError):  # not empty: an interrupted build goes on from what is in it
-                folder.rmdir()
+        files.remove_empty(made)  # an interrupted build goes on from what is in them
         raise
 
 

@@ -81,7 +81,9 @@ Seed = Annotated[
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, protected_namespaces=(), ser_json_inf_nan="constants"
+    )
 
 
 class Dataset(Section):
@@ -606,22 +608,27 @@ def _validate(model: type[Section], values: Any, source: Source, at: str = "") -
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise _refusal(error, model, source, at) from None
+        raise _refusal(error.errors()[0], model, source, at) from None
 
 
-def _refusal(error: ValidationError, model: type[Section], source: Source, at: str) -> BadInput:
-    """The first mistake in one line: where it was written, the rule, the value, and what to do."""
-    first = error.errors()[0]
+def _refusal(first: Mapping[str, Any], model: type[Section], source: Source, at: str) -> BadInput:
+    """A mistake in one line: where it was written, the rule, the value, and what to do."""
     path = [str(part) for part in first["loc"] if part != "[key]"]
     keys = [".".join(filter(None, [at, *path]))]
     value, advice = first["input"], _advice(first, model, path)
-    broken = first.get("ctx", {}).get("error")
-    if isinstance(broken, Rule):
+    broken = _broken(first)
+    if broken is not None:
         keys = [".".join(filter(None, [at, *path, key])) for key in broken.keys] or keys
         value, advice = broken.value, broken.advice or advice
     elif first["type"] in ("extra_forbidden", "missing"):
         value = UNTOLD
     return BadInput(where=source.place(keys), rule=_rule(first), value=value, advice=advice)
+
+
+def _broken(error: Mapping[str, Any]) -> Rule | None:
+    """The rule of ours that was broken, if it was not one of pydantic's."""
+    rule = error.get("ctx", {}).get("error")
+    return rule if isinstance(rule, Rule) else None
 
 
 SAID = (("Value error, ", ""), ("Input should be ", "must be "), ("a valid tuple", "a list"),
@@ -761,7 +768,19 @@ def _design(spec: Mapping[str, Any], at: str, source: Source) -> Design:
     return design
 
 
+def _check_unsearched(sweep: Sweep) -> None:
+    """Refuse a value that is wrong by itself, though the search should set another at every point."""
+    try:
+        Experiment.model_validate(sweep.experiment)
+    except ValidationError as error:
+        for each in error.errors():
+            broken = _broken(each)
+            if broken is None or not broken.keys:
+                raise _refusal(each, Experiment, sweep._source, "experiment") from None
+
+
 def _cells(sweep: Sweep) -> Iterator[Experiment]:
+    _check_unsearched(sweep)
     made: dict[Any, Section] = {}
     for design in sweep.designs:
         axes = {f"experiment.{key}": place for key, place in design.places.items()}

@@ -7,7 +7,6 @@ import platform
 import shutil
 import socket
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,7 +54,7 @@ class Store:
 
     def check(self) -> None:
         """Write and remove a file, so that a full sweep does not find out late. Leaves no trace."""
-        missing = [p for p in (self.root, *self.root.parents) if not p.exists()]
+        missing = files.missing(self.root)
         probe = self.root / f".probe-{socket.gethostname()}"
         try:
             files.write_bytes(probe, b"")
@@ -63,9 +62,7 @@ class Store:
         except OSError as error:
             raise _refusal(self.root, error.strerror or str(error)) from error
         finally:
-            with suppress(OSError):  # made here; where another sweep has begun to use it, it stays
-                for folder in missing:
-                    folder.rmdir()
+            files.remove_empty(missing)
 
     def folder(self, stage: Stage) -> Path:
         """Where the artifact is, or will be."""

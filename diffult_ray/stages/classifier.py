@@ -233,13 +233,19 @@ class Recorder:
 
         Args:
             average: over the ranks, so that the curve is the whole batch's.
+
+        Raises:
+            FloatingPointError: if the training has diverged.
         """
         self._sum, self._count = self._sum + loss.detach(), self._count + 1
         if step % self.every and step != self.total:
             return False
         seconds = self._before + time.monotonic() - self._start
         rate = self.batch_size * self._count / max(1e-9, seconds - self._last_seconds)
-        row = {"step": step, "seconds": round(seconds, 3), "loss": average(self._sum / self._count)}
+        mean = average(self._sum / self._count)
+        if not math.isfinite(mean):
+            raise FloatingPointError(f"the loss is not finite at step {step}: lower learning_rate")
+        row = {"step": step, "seconds": round(seconds, 3), "loss": mean}
         self.rows.append({**row, "images_per_second": round(rate, 1)})
         self._sum, self._count = 0.0, 0
         return True
