@@ -227,6 +227,7 @@ class Session:
         if not missing:
             return
         capacity = cluster.connect(self.arguments.address, verbose=self.arguments.verbose)
+        signal.signal(signal.SIGTERM, _interrupt)  # again: Ray has put a handler of its own in its place
         self.narrator.say(f"Ray: {capacity.origin} with {capacity.cpus:g} CPUs and {capacity.gpus:g} GPUs")
         cluster.check_fits(self.plan, capacity)
         failed = build.build_all(stages, self.store, capacity, self.narrator, self._stage_built)
