@@ -49,20 +49,117 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
+class Lists(Section):
+    """List files under `dataset.root`, `relative/path label` a line; labels count from 0."""
+
+    train: str | None = None
+    validation: str | None = None
+    test: str | None = None
+    names: str | None = None  # one class name a line; without it the labels are the names
+
+
+class Columns(Section):
+    """The columns of parquet files: encoded images (or Hugging Face's struct) and whole labels."""
+
+    image: str = Field("image", min_length=1)
+    label: str = Field("label", min_length=1)
+
+
+EMBEDDED = ("digits",)
+OFFICIAL = ("cifar10", "cifar100")
+LARGEST_CLASS = {"digits": 500, "cifar10": 5000, "cifar100": 500}  # n_max unless given
+
+
 class Dataset(Section):
-    name: Literal["digits"] = "digits"
-    root: str | None = None
-    imbalance_factor: Float = Field(100.0, ge=1)
-    max_per_class: Int = Field(500, ge=1)  # n_max of the exponential profile
+    """Which images, and the long tail that is cut out of them.
+
+    Sets that come balanced (digits, CIFAR) have the exponential profile unless another is given;
+    a researcher's own (folder, lists, parquet) are long-tailed by nature and taken as they are.
+    """
+
+    name: Literal["digits", "cifar10", "cifar100", "folder", "lists", "parquet"] = "digits"
+    root: str | None = None  # a folder; parquet: a folder, a file, or a URI such as s3://bucket/path
+    download: bool = False  # cifar10, cifar100: fetch the official archive into `root`
+    lists: Lists = Lists()
+    columns: Columns = Columns()
+    group_pattern: str | None = None  # on the file name; images of one first capture group stay together
+    profile: Literal["exp", "step", "pareto", "natural"] = "exp"
+    imbalance_factor: Float = Field(100.0, ge=1)  # IF = largest / smallest class; natural has its own
+    max_per_class: Int | None = Field(500, ge=1)  # n_max; natural: a cap, null for none
     image_size: Int | None = Field(None, ge=4)  # None: as stored
-    validation_per_class: Int = Field(0, ge=0)  # taken off what the long-tailed split leaves over
+    channels: Literal[1, 3] | None = None  # None: as the source
+    loading: Literal["auto", "memory", "stream"] = "auto"  # auto: memory while the images are small
+    on_error: Literal["stop", "skip"] = "stop"  # faulty images: refuse the set, or leave them out
+    validation_per_class: Int = Field(0, ge=0)  # where the source has no validation part of its own
+    test_per_class: Int | None = Field(None, ge=1)  # held out where the source has no test part
     seed: Seed = 0  # 0 is the field's split
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_the_set(cls, values: Any) -> Any:
+        """A default written out changes no key, so each set's own are filled in here."""
+        if not isinstance(values, Mapping):
+            return values
+        name = values.get("name", "digits")
+        ours = name in EMBEDDED + OFFICIAL if isinstance(name, str) else False
+        profile = values.get("profile") or ("exp" if ours else "natural")
+        largest = values.get("max_per_class")
+        if largest is None and profile != "natural":
+            largest = LARGEST_CLASS.get(name, 500)
+        return {**values, "profile": profile, "max_per_class": largest}
+
+    @model_validator(mode="after")
+    def _belongs_together(self) -> Dataset:
+        for broken, rule in self._rules():
+            if broken:
+                raise ValueError(rule)
+        return self
+
+    def _rules(self) -> Iterator[tuple[bool, str]]:
+        embedded, encoded = self.name in EMBEDDED, self.name not in EMBEDDED + OFFICIAL
+        yield not embedded and not self.root, f"`root` is needed for {self.name}: say where the data are"
+        yield embedded and bool(self.root), f"{self.name} come with scikit-learn and take no `root`"
+        yield self.download and self.name not in OFFICIAL, "`download` is for cifar10 and cifar100"
+        yield (encoded and self.image_size is None,
+               f"`image_size` is needed for {self.name}, whose images may have any size: set it")
+        yield (not encoded and self.loading == "stream",
+               f"{self.name} are held in memory; `loading: stream` is for folder, lists and parquet")
+        has_list = self.lists.train is not None
+        yield self.name == "lists" and not has_list, "`lists.train` is needed: a file under `root`"
+        yield self.name != "lists" and self.lists != Lists(), "`lists` is for `name: lists`"
+        yield (self.name != "parquet" and self.columns != Columns(), "`columns` is for `name: parquet`")
+        yield (self.group_pattern is not None and self.name not in ("folder", "lists"),
+               "`group_pattern` reads file names, so it is for folder and lists")
+        yield self.name in OFFICIAL and self.test_per_class is not None, (
+            f"`test_per_class` is for sets without a test part; {self.name} has its own")
+        yield self.group_pattern is not None and _groups(self.group_pattern) < 1, (
+            "`group_pattern` is a regular expression with a capture group, e.g. (track[0-9]+)_")
+        remote = self.root is not None and "://" in self.root
+        yield remote and self.name != "parquet", "`root` is a mounted folder; a URI is for parquet"
+
+    @property
+    def summary(self) -> str:
+        """The set and its tail in a few words."""
+        if self.profile == "natural":
+            tail = "as it comes"
+        else:
+            tail = f"{self.profile} profile, imbalance factor {self.imbalance_factor:g}"
+        most = "" if self.max_per_class is None else f", at most {self.max_per_class} a class"
+        return f"{self.name}, {tail}{most}"
+
+
+def _groups(pattern: str) -> int:
+    """Capture groups of a regular expression; -1 if it is none."""
+    try:
+        return re.compile(pattern).groups
+    except re.error:
+        return -1
 
 
 class ClassifierTraining(Section):
     """LDAM-DRW's public recipe on CIFAR; `steps` wins over `epochs` where both are set."""
 
-    architecture: Literal["cnn", "resnet32"] = "resnet32"
+    architecture: Literal["cnn", "resnet32", "resnet10", "resnet18", "resnet50"] = "resnet32"
     epochs: Int | None = Field(None, ge=1)
     steps: Int | None = Field(None, ge=1)
     batch_size: Int = Field(128, ge=1)
