@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from diffult_ray.data.decode import Undecodable, decode, is_grey, verify
-from diffult_ray.data.encoded import Encoded, iter_bytes, read_bytes
+from diffult_ray.data.encoded import Encoded, NoImage, iter_bytes
 from diffult_ray.data.source import Faults, Records, Source
 from diffult_ray.errors import BadInput
 
@@ -34,18 +34,15 @@ def channels_of(source: Source, wanted: int | None) -> int:
         return wanted
     if train.pixels is not None:
         return train.pixels.shape[1]
-    sample = np.unique(np.linspace(0, len(train) - 1, min(GREY_SAMPLE, len(train))).astype(int))
-    found = [g for g in (_grey(source, train, i) for i in sample) if g is not None]
+    found: list[bool] = []
+    # What cannot be read is told of when all images are read.
+    _each(source, _sample(train, GREY_SAMPLE), lambda _, data: found.append(is_grey(data)), Faults())
     return 1 if found and all(found) else 3
 
 
-def _grey(source: Source, records: Records, index: int) -> bool | None:
-    """Whether an image is grey; None if it cannot be had, which is told of when all are read."""
-    one = records.take(np.array([index]))
-    try:
-        return is_grey(read_bytes(source.root or "", one.paths, one.rows, column=source.column)[0])
-    except (OSError, ValueError):
-        return None
+def _sample(records: Records, most: int) -> Records:
+    """Up to `most` records, evenly spaced."""
+    return records.take(np.unique(np.linspace(0, len(records) - 1, min(most, len(records))).astype(int)))
 
 
 # --- pixels at hand -----------------------------------------------------------------------------
@@ -116,13 +113,12 @@ def sizes(source: Source, most: int = 1000) -> Mapping[tuple[int, int], int]:
     train, found = source.parts["train"], {}
     if train.paths is None:
         return {(train.pixels.shape[3], train.pixels.shape[2]): len(train)}
-    sample = train.take(np.unique(np.linspace(0, len(train) - 1, min(most, len(train))).astype(int)))
 
     def one(_: int, data: bytes) -> None:
         size = verify(data)
         found[size] = found.get(size, 0) + 1
 
-    _each(source, sample, one, Faults(), threads=1)
+    _each(source, _sample(train, most), one, Faults(), threads=1)
     return found
 
 
@@ -162,6 +158,8 @@ def _each(
 def _reason(error: Exception) -> str:
     if isinstance(error, Undecodable):
         return str(error)
+    if isinstance(error, NoImage):
+        return "has no image"
     return f"cannot be read: {getattr(error, 'strerror', None) or error}"
 
 
