@@ -77,10 +77,7 @@ def build_together(stages: Sequence[Stage], store: Store) -> list[Artifact]:
     builder = getattr(importlib.import_module(module), function)
     orders = [_order(s, store) for s in stages]
     for attempt in (1, 2):
-        for order in orders:
-            order.work.mkdir(parents=True, exist_ok=True)
-            order.out.mkdir(parents=True, exist_ok=True)
-        builder(orders, stages[0].resources)
+        _run(builder, orders, stages[0].resources)
         if all((order.out / "summary.json").exists() for order in orders):
             break
         # Ray Train takes a run for finished whose files are gone: only a clean start brings them back.
@@ -93,6 +90,19 @@ def build_together(stages: Sequence[Stage], store: Store) -> list[Artifact]:
     for stage in stages:
         store.discard_work(stage)
     return artifacts
+
+
+def _run(builder: Callable[..., None], orders: Sequence[Order], resources: Any) -> None:
+    """Build; of a build that fails before its first file, no folder stays that it made."""
+    folders = [folder for order in orders for folder in (order.work, order.out)]
+    made = [each for folder in folders for each in (folder, *files.missing(folder.parent))]
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
+    try:
+        builder(orders, resources)
+    except BaseException:
+        files.remove_empty(made)  # an interrupted build goes on from what is in them
+        raise
 
 
 def _order(stage: Stage, store: Store) -> Order:

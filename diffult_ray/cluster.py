@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import tempfile
 from dataclasses import dataclass
 from typing import Any
@@ -70,7 +71,7 @@ def _check(name: str, wanted: Any, capacity: Capacity) -> None:
     ):
         if wanted.workers * asked > there + 1e-9:
             raise DoesNotFit(
-                where=f"resources.{name}",
+                where=f"experiment.resources.{name}",
                 rule=f"{wanted.workers} workers x {asked:g} {unit} = {wanted.workers * asked:g} {unit}, "
                 f"but {capacity.origin} holds {there:g}",
                 advice="ask for fewer workers or a larger cluster",
@@ -97,6 +98,7 @@ def connect(address: str | None, *, verbose: bool = False) -> Capacity:
     ray.init(address=address, namespace="diffult", **options)
     if not verbose:
         _silence()
+        _move_core_messages()
     held = ray.cluster_resources()
     origin = "this machine" if address == "local" else f"the cluster at {address}"
     return Capacity(held.get("CPU", 0.0), held.get("GPU", 0.0), origin)
@@ -113,6 +115,22 @@ def _silence() -> None:
     warnings.filterwarnings("ignore", module=r"ray\.")
     for name in ("ray", "ray.data", "ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _move_core_messages() -> None:
+    """What Ray's C++ core writes to the terminal's descriptor goes to Ray's log folder instead.
+
+    It warns there of what Ray's own libraries do (#53727), whatever Python's loggers are set to.
+    """
+    from ray._private.worker import _global_node
+
+    if _global_node is None or sys.stderr is not sys.__stderr__:
+        return
+    sys.stderr.flush()
+    ours = os.dup(2)
+    with open(os.path.join(_global_node.get_logs_dir_path(), f"diffult-core-{os.getpid()}.err"), "ab") as log:
+        os.dup2(log.fileno(), 2)
+    sys.stderr = os.fdopen(ours, "w", buffering=1, errors="backslashreplace")
 
 
 def disconnect() -> None:

@@ -8,45 +8,82 @@ CIFAR-LT where those are known (docs: METHOD.md); a sweep file for another data 
 from __future__ import annotations
 
 import difflib
+import itertools
+import json
 import math
 import os
+import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import yaml
 from omegaconf import OmegaConf
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    model_validator,
+)
+from pydantic.fields import FieldInfo
 
-from diffult_ray.errors import BadInput
+from diffult_ray.errors import UNTOLD, BadInput
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*)*")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}(/[A-Za-z0-9][A-Za-z0-9_.-]{0,99})*")
+LIST_ITEM = re.compile(r"\.(\d+)(?=\.|$)")
 Method = Literal["diffult", "ce", "oversample", "reweight"]
 METHODS: tuple[str, ...] = ("diffult", "ce", "oversample", "reweight")
 Band = Literal["ID", "AID", "OOD"]
 
 
+class Rule(ValueError):
+    """A rule that pydantic does not know, for the keys of a section that it is about.
+
+    Args:
+        rule: what must hold.
+        keys: the keys to point at, in the section that is validated; the first one, unless another was
+            searched or overridden.
+        value: what was received.
+        advice: what to do.
+    """
+
+    def __init__(self, rule: str, *keys: str, value: object = UNTOLD, advice: str = "") -> None:
+        super().__init__(rule)
+        self.keys, self.value, self.advice = keys, value, advice
+
+
 def _no_bool(value: object) -> object:
     if isinstance(value, bool):
-        raise ValueError("a number, not a boolean")
+        raise Rule("must be a number, not true or false", value=value)
     return value
 
 
 def _number(value: object) -> object:
-    """YAML reads 1e-3 as text and has no plain infinity, so both are read here."""
+    """YAML has no plain `inf`, and says null for none; a string of digits is a number already."""
     if isinstance(value, str):
-        return {"none": math.inf, "inf": math.inf, ".inf": math.inf}.get(value.lower(), value)
+        return math.inf if value.lower() in ("none", "inf", ".inf") else value
     return _no_bool(value)
 
 
 Int = Annotated[int, BeforeValidator(_no_bool)]
 Float = Annotated[float, Field(allow_inf_nan=False), BeforeValidator(_number)]
 Threshold = Annotated[float, Field(ge=0, allow_inf_nan=True), BeforeValidator(_number)]
-Seed = Annotated[int, Field(ge=0, lt=2**32), BeforeValidator(_no_bool)]
+Seed = Annotated[
+    int, Field(ge=0, lt=2**32, description="any whole number below 2**32"), BeforeValidator(_no_bool)
+]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, protected_namespaces=(), ser_json_inf_nan="constants"
+    )
 
 
 class Lists(Section):
@@ -110,32 +147,32 @@ class Dataset(Section):
 
     @model_validator(mode="after")
     def _belongs_together(self) -> Dataset:
-        for broken, rule in self._rules():
+        for broken, key, rule, advice in self._rules():
             if broken:
-                raise ValueError(rule)
+                raise Rule(rule, key, value=getattr(self, key.partition(".")[0]), advice=advice)
         return self
 
-    def _rules(self) -> Iterator[tuple[bool, str]]:
-        embedded, encoded = self.name in EMBEDDED, self.name not in EMBEDDED + OFFICIAL
-        yield not embedded and not self.root, f"`root` is needed for {self.name}: say where the data are"
-        yield embedded and bool(self.root), f"{self.name} come with scikit-learn and take no `root`"
-        yield self.download and self.name not in OFFICIAL, "`download` is for cifar10 and cifar100"
-        yield (encoded and self.image_size is None,
-               f"`image_size` is needed for {self.name}, whose images may have any size: set it")
-        yield (not encoded and self.loading == "stream",
-               f"{self.name} are held in memory; `loading: stream` is for folder, lists and parquet")
-        has_list = self.lists.train is not None
-        yield self.name == "lists" and not has_list, "`lists.train` is needed: a file under `root`"
-        yield self.name != "lists" and self.lists != Lists(), "`lists` is for `name: lists`"
-        yield (self.name != "parquet" and self.columns != Columns(), "`columns` is for `name: parquet`")
-        yield (self.group_pattern is not None and self.name not in ("folder", "lists"),
-               "`group_pattern` reads file names, so it is for folder and lists")
-        yield self.name in OFFICIAL and self.test_per_class is not None, (
-            f"`test_per_class` is for sets without a test part; {self.name} has its own")
-        yield self.group_pattern is not None and _groups(self.group_pattern) < 1, (
-            "`group_pattern` is a regular expression with a capture group, e.g. (track[0-9]+)_")
-        remote = self.root is not None and "://" in self.root
-        yield remote and self.name != "parquet", "`root` is a mounted folder; a URI is for parquet"
+    def _rules(self) -> Iterator[tuple[bool, str, str, str]]:
+        """(is broken, key, rule, advice), the keys that a set needs before those that it does not take."""
+        name, embedded, official = self.name, self.name in EMBEDDED, self.name in OFFICIAL
+        encoded, elsewhere = not embedded and not official, self.root is not None and "://" in self.root
+        pattern = self.group_pattern
+        yield not embedded and not self.root, "root", f"is needed for {name}", "say where the data are"
+        yield elsewhere and name != "parquet", "root", "is a mounted folder; a URI is for parquet", ""
+        yield (encoded and self.image_size is None, "image_size",
+               f"is needed for {name}, whose images may have any size", "set it")
+        yield name == "lists" and not self.lists.train, "lists.train", "is needed: a file under `root`", ""
+        yield name != "lists" and self.lists != Lists(), "lists", "is for `name: lists`", "drop it"
+        yield name != "parquet" and self.columns != Columns(), "columns", "is for `name: parquet`", "drop it"
+        yield self.download and not official, "download", "is for cifar10 and cifar100", "drop it"
+        yield (not encoded and self.loading == "stream", "loading",
+               f"streams folder, lists and parquet; {name} are held in memory", "drop it")
+        yield (pattern is not None and name not in ("folder", "lists"), "group_pattern",
+               "reads file names, so it is for folder and lists", "drop it")
+        yield (pattern is not None and _groups(pattern) < 1, "group_pattern",
+               "is a regular expression with a capture group", "e.g. (track[0-9]+)_")
+        yield (official and self.test_per_class is not None, "test_per_class",
+               f"is for sets without a test part; {name} has its own", "drop it")
 
     @property
     def summary(self) -> str:
@@ -157,7 +194,7 @@ def _groups(pattern: str) -> int:
 
 
 class ClassifierTraining(Section):
-    """LDAM-DRW's public recipe on CIFAR; `steps` wins over `epochs` where both are set."""
+    """LDAM-DRW's public recipe on CIFAR; its length is in `epochs`, 200 unless given, or in `steps`."""
 
     architecture: Literal["cnn", "resnet32", "resnet10", "resnet18", "resnet50"] = "resnet32"
     epochs: Int | None = Field(None, ge=1)
@@ -173,10 +210,19 @@ class ClassifierTraining(Section):
     precision: Literal["auto", "float32", "bf16"] = "auto"
     seed: Seed = 0
 
+    @model_validator(mode="before")
+    @classmethod
+    def _has_a_length(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and values.get("steps") is None and values.get("epochs") is None:
+            return {**values, "epochs": 200}
+        return values
+
     @model_validator(mode="after")
-    def _has_a_length(self) -> ClassifierTraining:
+    def _has_one_length(self) -> ClassifierTraining:
         if self.steps is not None and self.epochs is not None:
-            raise ValueError("give `steps` or `epochs`, not both")
+            raise Rule(
+                "`steps` and `epochs` exclude each other", "steps", "epochs", advice="set one of them to null"
+            )
         return self
 
 
@@ -187,9 +233,11 @@ class Classifier(ClassifierTraining):
 class Generator(Section):
     """The U-Net, its DDPM loss and the CBDM regulariser, as in the public CBDM code."""
 
-    channels: tuple[Int, ...] = (128, 256, 256, 256)
+    channels: tuple[Annotated[Int, Field(ge=8, multiple_of=8)], ...] = Field(
+        (128, 256, 256, 256), min_length=1, description="one a level, finest first"
+    )
     blocks: Int = Field(2, ge=1)  # residual blocks a level
-    attention: tuple[Int, ...] = (16,)  # resolutions with self-attention
+    attention: tuple[Annotated[Int, Field(ge=1)], ...] = (16,)  # resolutions with self-attention
     dropout: Float = Field(0.1, ge=0, lt=1)
     steps: Int = Field(300_000, ge=1)
     batch_size: Int = Field(64, ge=1)
@@ -205,12 +253,6 @@ class Generator(Section):
     precision: Literal["auto", "float32", "bf16"] = "auto"
     seed: Seed = 0
 
-    @model_validator(mode="after")
-    def _has_channels(self) -> Generator:
-        if not self.channels or any(c < 8 or c % 8 for c in self.channels):
-            raise ValueError("`channels` is one or more multiples of 8, one a level")
-        return self
-
 
 class Generation(Section):
     per_class: Int = Field(500, ge=1)  # N_t
@@ -219,16 +261,14 @@ class Generation(Section):
     guidance: Float = Field(1.5, ge=0)  # w in eps + w (eps - eps_null)
     seed: Seed = 0
 
-    @model_validator(mode="after")
-    def _is_not_too_fine(self) -> Generation:
-        if self.steps > 1000:
-            raise ValueError("`steps` is at most the 1000 timesteps of the trained generator")
-        return self
-
 
 class Filter(Section):
-    threshold: Threshold | None = None  # in units of d_f; inf keeps all; 2 drops OOD, as the paper
-    bands: tuple[Band, ...] | None = None
+    """Which generated images are kept: up to a distance, or by band."""
+
+    threshold: Threshold | None = Field(  # in units of d_f
+        None, description="2 drops OOD, as the paper does; inf or null keeps all"
+    )
+    bands: tuple[Band, ...] | None = Field(None, min_length=1, description="one or more of ID, AID, OOD")
     distance: Literal["centre", "nearest"] = "centre"
     normalise: bool = False
     scope: Literal["class", "global"] = "class"  # of d_f
@@ -236,19 +276,19 @@ class Filter(Section):
     @model_validator(mode="before")
     @classmethod
     def _default_is_the_papers(cls, values: Any) -> Any:
-        """A default written out changes no key: threshold is 2 unless bands are named."""
-        if isinstance(values, Mapping) and values.get("bands") is None:
-            return {**values, "threshold": values.get("threshold", 2.0)}
-        return values
+        """A default written out changes no key: threshold is 2 unless it or bands are given."""
+        if not isinstance(values, Mapping) or values.get("bands") is not None:
+            return values
+        threshold = values.get("threshold", 2.0)
+        return {**values, "threshold": math.inf if threshold is None else threshold}
 
     @model_validator(mode="after")
     def _one_rule(self) -> Filter:
         if self.bands is not None and self.threshold is not None:
-            raise ValueError("`threshold` and `bands` exclude each other")
-        if self.bands is None and self.threshold is None:
-            raise ValueError("`threshold` is a number of zero or more, or inf to keep all")
-        if self.bands is not None and not self.bands:
-            raise ValueError("`bands` names one or more of ID, AID, OOD")
+            raise Rule(
+                "`threshold` and `bands` exclude each other", "bands", "threshold",
+                advice="set one of them to null",
+            )
         return self
 
 
@@ -274,6 +314,16 @@ class Resources(Section):
     classifier: StageResources = StageResources()
 
 
+def seeded(values: Mapping[str, Any]) -> dict[str, Any]:
+    """An experiment's values with `seed` in each stage that names no seed of its own."""
+    named = {}
+    for stage in ("extractor", "generator", "generation", "classifier"):
+        section = values.get(stage, {})
+        if isinstance(section, Mapping):
+            named[stage] = {"seed": values.get("seed", 0), **section}
+    return {**values, **named}
+
+
 class Experiment(Section):
     """One cell of a sweep. `seed` is the default of the four stage seeds, not a stream itself."""
 
@@ -292,15 +342,25 @@ class Experiment(Section):
     @model_validator(mode="before")
     @classmethod
     def _seeds(cls, values: Any) -> Any:
-        if not isinstance(values, Mapping):
-            return values
-        seed = values.get("seed", 0)
-        named = {}
-        for stage in ("extractor", "generator", "generation", "classifier"):
-            section = values.get(stage, {})
-            if isinstance(section, Mapping):
-                named[stage] = {"seed": seed, **section}
-        return {**values, **named}
+        return seeded(values) if isinstance(values, Mapping) else values
+
+    @model_validator(mode="after")
+    def _can_select(self) -> Experiment:
+        if self.select == "validation" and self.dataset.validation_per_class == 0:
+            raise Rule(
+                "`select: validation` needs `dataset.validation_per_class` above 0",
+                "dataset.validation_per_class", "select", value=0, advice="set it, or `select: test`",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _can_sample(self) -> Experiment:
+        if self.generation.steps > self.generator.timesteps:
+            raise Rule(
+                f"must be at most generator.timesteps, {self.generator.timesteps}",
+                "generation.steps", "generator.timesteps", value=self.generation.steps, advice="lower it",
+            )
+        return self
 
     def at(self, key: str) -> Any:
         """The value of a dotted key."""
@@ -309,45 +369,57 @@ class Experiment(Section):
             value = getattr(value, part)
         return value
 
-    @model_validator(mode="after")
-    def _selection(self) -> Experiment:
-        if self.select == "validation" and self.dataset.validation_per_class == 0:
-            raise ValueError(
-                "`select: validation` needs `dataset.validation_per_class` above 0; "
-                "set it, or `select: test`"
-            )
-        return self
+
+KINDS = ("grid", "choice", "uniform", "loguniform")
 
 
 class Axis(Section):
     """How one dotted key is searched: exactly one of the four."""
 
-    grid: tuple[Any, ...] | None = None
-    choice: tuple[Any, ...] | None = None
-    uniform: tuple[Float, Float] | None = None
-    loguniform: tuple[Float, Float] | None = None
+    grid: tuple[Any, ...] | None = Field(None, description="write a list of values")
+    choice: tuple[Any, ...] | None = Field(None, description="write a list of values")
+    uniform: tuple[Float, Float] | None = Field(None, description="write [low, high]")
+    loguniform: tuple[Float, Float] | None = Field(None, description="write [low, high]")
 
     @model_validator(mode="after")
     def _one_kind(self) -> Axis:
-        kinds = [k for k in ("grid", "choice", "uniform", "loguniform") if getattr(self, k) is not None]
+        kinds = [k for k in KINDS if getattr(self, k) is not None]
         if len(kinds) != 1:
-            raise ValueError("exactly one of grid, choice, uniform, loguniform")
-        if kinds[0] in ("grid", "choice"):
-            values = getattr(self, kinds[0])
+            raise Rule(
+                "must have exactly one of grid, choice, uniform, loguniform", value=kinds,
+                advice="as in {grid: [1, 2]}",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _has_values(self) -> Axis:
+        values = self.values
+        if self.kind in ("grid", "choice"):
             if not values:
-                raise ValueError(f"an empty {kinds[0]}; give at least one value")
+                raise Rule("must not be empty", self.kind, value=[], advice="give at least one value")
             if len({repr(v) for v in values}) < len(values):
-                raise ValueError(f"a value twice in {kinds[0]}")
-        else:
-            low, high = getattr(self, kinds[0])
-            if not low < high or (kinds[0] == "loguniform" and low <= 0):
-                raise ValueError(f"{kinds[0]} is [low, high] with low < high" +
-                                 (" and low > 0" if kinds[0] == "loguniform" else ""))
+                raise Rule("must not hold a value twice", self.kind, value=list(values), advice="take it out")
+        elif not values[0] < values[1]:
+            raise Rule("must be [low, high] with low below high", self.kind, value=list(values))
+        elif self.kind == "loguniform" and values[0] <= 0:
+            raise Rule("must start above 0", self.kind, value=list(values), advice="or take uniform")
         return self
 
     @property
     def kind(self) -> str:
-        return next(k for k in ("grid", "choice", "uniform", "loguniform") if getattr(self, k) is not None)
+        return next(k for k in KINDS if getattr(self, k) is not None)
+
+    @property
+    def values(self) -> tuple[Any, ...]:
+        return getattr(self, self.kind)
+
+    def draw(self, rng: random.Random) -> Any:
+        if self.choice is not None:
+            return rng.choice(self.choice)
+        low, high = self.values
+        if self.uniform is not None:
+            return rng.uniform(low, high)
+        return min(max(math.exp(rng.uniform(math.log(low), math.log(high))), low), high)
 
 
 class Tune(Section):
@@ -361,16 +433,42 @@ class Tracking(Section):
     uri: str | None = None  # None: sqlite in the storage folder
 
 
+@dataclass(frozen=True)
+class Source:
+    """Where the user wrote a key: in the file, on an axis of its search, or in an override."""
+
+    file: str = "sweep"
+    overrides: Mapping[str, str] = field(default_factory=dict)  # key -> the override's text
+    axes: Mapping[str, str] = field(default_factory=dict)  # key of the experiment -> key of its axis
+
+    def place(self, keys: Sequence[str]) -> str:
+        """The first of the keys that was overridden or searched; else the first, in the file."""
+        for key in keys:
+            parts = key.split(".")
+            for known in (".".join(parts[:n]) for n in range(len(parts), 0, -1)):
+                if known in self.overrides:
+                    return f"override {self.overrides[known]}"
+                if known in self.axes:
+                    return self.place([self.axes[known]])
+        return f"{self.file}: {_as_written(keys[0]) or 'the whole file'}"
+
+
+def _as_written(key: str) -> str:
+    """Items of a list have their number in brackets."""
+    return LIST_ITEM.sub(r"[\1]", key)
+
+
 class Sweep(Section):
     """A sweep file. `search` is one design, or a list of designs whose trials are joined."""
 
-    name: str
-    description: str = ""
-    experiment: dict[str, Any] = {}
-    search: tuple[dict[str, Any], ...] = ()
-    baselines: tuple[Method, ...] = ()
+    name: str = Field(description="write text; a number in quotes")
+    description: str = Field("", description="write text; a number in quotes")
+    experiment: dict[str, Any] = Field({}, description="as in experiment: {seed: 0}")
+    search: tuple[dict[str, Any], ...] = Field((), description="write a mapping of dotted keys to axes")
+    baselines: tuple[Method, ...] = Field((), description="write a list of methods, as in [ce, oversample]")
     tune: Tune = Tune()
     tracking: Tracking = Tracking()
+    _source: Source = PrivateAttr(default_factory=Source)
 
     @model_validator(mode="before")
     @classmethod
@@ -380,10 +478,26 @@ class Sweep(Section):
         return values
 
     @model_validator(mode="after")
-    def _names(self) -> Sweep:
+    def _has_a_name(self) -> Sweep:
         if not NAME.fullmatch(self.name):
-            raise ValueError("`name` is letters, digits, '-', '_' and '.', in parts joined by '/'")
+            raise Rule(
+                "must be letters, digits, '-', '_' and '.', in parts joined by '/'", "name",
+                value=self.name, advice="as in digits/weights",
+            )
         return self
+
+    @cached_property
+    def cells(self) -> list[Experiment]:
+        """The experiment at every point of the search, checked; equal sections are one object."""
+        return list(_cells(self))
+
+    @cached_property
+    def designs(self) -> list[Design]:
+        """`search`, checked; without one, a design of one point."""
+        return [
+            _design(spec, _place(number, len(self.search)), self._source)
+            for number, spec in enumerate(self.search or ({},))
+        ]
 
 
 # --- reading: YAML, overrides, shipped sweeps -------------------------------------------------
@@ -407,270 +521,403 @@ def load(sweep: str = "digits", overrides: Sequence[str] = ()) -> Sweep:
     """
     path = _find(sweep)
     values = _read(path)
-    sources = {}
+    told: dict[str, str] = {}
     for override in overrides:
-        _override(values, override, sources)
-    built = _validate(Sweep, values, path.name, sources)
-    for method, point in _cells(built):
-        _experiment(built, method, point, path.name, sources)
+        _override(values, override, told)
+    source = Source(str(path), told)
+    built = _validate(Sweep, values, source)
+    built._source = source
+    _ = built.cells  # each is checked now, before anything starts
     return built
 
 
 def _find(sweep: str) -> Path:
-    path = Path(sweep)
-    if path.is_file():
-        return path
+    if os.path.isfile(sweep):
+        return Path(sweep)
     names = shipped()
     if sweep in names:
         return names[sweep]
-    looks_like_a_file = path.suffix in (".yaml", ".yml") or os.path.isabs(sweep)
     near = difflib.get_close_matches(sweep, names, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"shipped: {', '.join(names) or 'none'}"
-    raise BadInput(
-        where="SWEEP",
-        rule="no such file" if looks_like_a_file else "neither a file nor a shipped sweep",
-        value=sweep,
-        advice=hint,
-    )
+    advice = f"did you mean {near[0]!r}?" if near else f"the shipped ones are {', '.join(names) or 'none'}"
+    if os.path.isdir(sweep):
+        rule = "must be a file, not a folder"
+    elif Path(sweep).suffix in (".yaml", ".yml") or os.path.isabs(sweep):
+        rule = "no such file"
+    else:
+        rule = "neither a file nor a shipped sweep"
+    raise BadInput(where="SWEEP", rule=rule, value=sweep, advice=advice)
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        loaded = OmegaConf.load(path)
-        values = OmegaConf.to_container(loaded, resolve=True)
-    except Exception as error:  # OmegaConf and yaml raise many kinds; each is a mistake in the file
-        detail = " ".join(str(error).split())
-        raise BadInput(where=str(path), rule="is not a readable YAML file", advice=detail) from error
+    values = _parse(path)
     if not isinstance(values, dict) or not values:
         raise BadInput(
             where=str(path),
             rule="a sweep file is a mapping with `name`, `experiment` and `search`",
-            value=values,
+            value=values or "an empty file",
             advice="start from a copy of a shipped sweep",
         )
     return values
 
 
+def _parse(path: Path) -> Any:
+    try:
+        return OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else "?"
+        where, problem = f"{path}: line {line}", error.problem or error.context
+    except OmegaConfBaseException as error:
+        where, problem = f"{path}: {error.full_key}", str(error.msg or error).partition("\n")[0]
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        where, problem = str(path), str(error)
+    advice = "write each key once" if "duplicate key" in problem else "correct it"
+    raise BadInput(where=where, rule=f"is not readable as YAML: {problem}", advice=advice)
+
+
 def known_keys(model: type[BaseModel] = Experiment, prefix: str = "") -> list[str]:
     """Every dotted key of an experiment that holds a value, in the order of definition."""
     keys = []
-    for name, field in model.model_fields.items():
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            keys += known_keys(kind, f"{prefix}{name}.")
+    for name, info in model.model_fields.items():
+        if _is_section(info):
+            keys += known_keys(info.annotation, f"{prefix}{name}.")
         else:
             keys.append(prefix + name)
     return keys
 
 
-SWEEP_KEYS = ("description", "baselines", *(f"tune.{k}" for k in Tune.model_fields),
+def _is_section(info: FieldInfo) -> bool:
+    return isinstance(info.annotation, type) and issubclass(info.annotation, Section)
+
+
+SECTIONS = {name: info.annotation for name, info in Experiment.model_fields.items() if _is_section(info)}
+KEYS = tuple(known_keys())
+SWEEP_KEYS = ("name", "description", "baselines", *(f"tune.{k}" for k in Tune.model_fields),
               *(f"tracking.{k}" for k in Tracking.model_fields))
 
+# How fast a stage runs, how results are measured, and which images choose: they make no other trial.
+NOT_SEARCHED = re.compile(r"resources\..*|quality\..*|dataset\.(root|download|loading)|select")
 
-def _override(values: dict[str, Any], override: str, sources: dict[str, str]) -> None:
-    key, equals, text = override.partition("=")
-    key = key.strip()
-    if not equals or not key:
-        raise BadInput(where="override", rule="is `dotted.key=value`", value=override)
-    try:
-        value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]
-    except Exception as error:
-        raise BadInput(where=f"override {key}", rule="the value is not YAML", value=text) from error
-    key = key.removeprefix("experiment.")
-    if key in SWEEP_KEYS or key == "name":
+
+def _override(values: dict[str, Any], override: str, told: dict[str, str]) -> None:
+    """Set a key in the values of a sweep file, and note in `told` where the key is set."""
+    key, equals, text = (part.strip() for part in override.partition("="))
+    if not equals or not key or not text:
+        raise BadInput(
+            where=f"override {override!r}", rule="must be key=value", advice="as in generator.steps=500"
+        )
+    value = _override_value(override, text)
+    inner = key.removeprefix("experiment.")
+    if key in SWEEP_KEYS:
         _set(values, key, value)
-    elif key in known_keys():
-        _set(values.setdefault("experiment", {}), key, value)
-        _drop_axis(values, key)
+        told[key] = override
+    elif inner in KEYS:
+        _set(values, f"experiment.{inner}", value)
+        _drop_axis(values, inner)
+        told[f"experiment.{inner}"] = override
     elif key.startswith("search."):
-        _set_axis(values, key.removeprefix("search."), value, override)
+        told.update(_set_axis(values, key.removeprefix("search."), value, override))
     else:
-        raise BadInput(where=f"override {key}", rule="no such key", value=override, advice=_nearest(key))
-    sources[key] = f"override {override}"
+        raise BadInput(where=f"override {override}", rule="no such key", advice=_nearest(inner))
 
 
-def _nearest(key: str) -> str:
-    keys = [*known_keys(), *SWEEP_KEYS, "name"]
-    near = difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
-    if not near:
-        tails = {k.rpartition(".")[2]: k for k in keys}
-        tail = difflib.get_close_matches(key.rpartition(".")[2], tails, n=1, cutoff=0.5)
-        near = [tails[t] for t in tail]
-    return f"did you mean {near[0]!r}?" if near else "see docs/CONFIGURATION.md for the keys"
+def _override_value(override: str, text: str) -> Any:
+    try:
+        return OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        problem = getattr(error, "problem", None) or str(error)
+        raise BadInput(
+            where=f"override {override}", rule=f"the value must be YAML: {problem}", advice="correct it"
+        ) from None
+
+
+def _nearest(key: str, keys: Sequence[str] = (*KEYS, *SWEEP_KEYS)) -> str:
+    """Advice on a key that does not exist: of the keys with its last part, or nearly so, the most alike."""
+    below = [k.removeprefix(f"{key}.") for k in keys if k.startswith(f"{key}.")]
+    if below:
+        return f"name one of its keys: {', '.join(below)}"
+    tails = {k: k.rpartition(".")[2] for k in keys}
+    tail = difflib.get_close_matches(key.rpartition(".")[2], sorted(set(tails.values())), n=1, cutoff=0.7)
+    namesakes = [k for k in keys if tails[k] in tail]
+    near = difflib.get_close_matches(key, namesakes or keys, n=1, cutoff=0.0 if namesakes else 0.5)
+    if near:
+        return f"did you mean {near[0]!r}?"
+    return f"they begin with {', '.join(dict.fromkeys(k.partition('.')[0] for k in keys))}"
 
 
 def _set(values: dict[str, Any], dotted: str, value: Any) -> None:
+    """Set a nested key. Where something else than a mapping is in the way it stays, to be refused."""
     *path, last = dotted.split(".")
     for part in path:
-        if not isinstance(values.get(part), dict):
+        if values.get(part) is None:
             values[part] = {}
         values = values[part]
+        if not isinstance(values, dict):
+            return
     values[last] = value
 
 
-def _designs(values: dict[str, Any]) -> list[dict[str, Any]]:
-    search = values.get("search") or []
-    return [search] if isinstance(search, dict) else [d for d in search if isinstance(d, dict)]
+def _raw_designs(values: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """(place, design) of a sweep file that is not validated yet."""
+    search = values.get("search")
+    designs = search if isinstance(search, list) else [search]
+    return [(_place(n, len(designs)), d) for n, d in enumerate(designs) if isinstance(d, dict)]
+
+
+def _place(number: int, designs: int) -> str:
+    return "search" if designs == 1 else f"search[{number}]"
 
 
 def _drop_axis(values: dict[str, Any], key: str) -> None:
     """An override of a searched key fixes it: its axis goes."""
-    for design in _designs(values):
+    for _, design in _raw_designs(values):
         design.pop(key, None)
-        if isinstance(design.get("zip"), dict):
-            design["zip"].pop(key, None)
+        design["zip"] = _without(design.get("zip"), key)
+        if not design["zip"]:
+            del design["zip"]
 
 
-def _set_axis(values: dict[str, Any], rest: str, value: Any, override: str) -> None:
+def _without(groups: Any, key: str) -> Any:
+    """One `zip` group or a list of them, less a key and what is empty without it."""
+    if isinstance(groups, list):
+        return [g for g in (_without(group, key) for group in groups) if g]
+    return {k: v for k, v in groups.items() if k != key} if isinstance(groups, dict) else groups
+
+
+def _set_axis(values: dict[str, Any], rest: str, value: Any, override: str) -> dict[str, str]:
     key, _, kind = rest.rpartition(".")
-    holders = [d for d in _designs(values) if key in d]
-    if kind not in Axis.model_fields or key not in known_keys() or not holders:
+    holders = [(at, d) for at, d in _raw_designs(values) if key in d]
+    if kind not in KINDS or key not in KEYS or not holders:
+        searched = [k for _, d in _raw_designs(values) for k in d if k != "zip"]
         raise BadInput(
-            where=f"override search.{rest}",
-            rule="is `search.<searched key>.<grid|choice|uniform|loguniform>=values`",
-            value=override,
-            advice=_nearest(key),
+            where=f"override {override}",
+            rule=f"must be search.KEY.KIND=values, with a searched KEY and KIND one of {', '.join(KINDS)}",
+            advice=_nearest(key or rest, searched) if searched else "this sweep searches nothing",
         )
-    for design in holders:
+    for _, design in holders:
         design[key] = {kind: value}
+    return {f"{at}.{key}": override for at, _ in holders}
 
 
-def _validate(model: type[BaseModel], values: Any, file: str, sources: Mapping[str, str], at: str = ""):
+# --- refusing -------------------------------------------------------------------------------------
+
+
+def _validate(model: type[Section], values: Any, source: Source, at: str = "") -> Any:
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise _one_line(error, model, file, sources, at) from None
+        raise _refusal(error.errors()[0], model, source, at) from None
 
 
-def _one_line(
-    error: ValidationError, model: type[BaseModel], file: str, sources: Mapping[str, str], at: str
-) -> BadInput:
-    first = error.errors()[0]
-    inner = ".".join(str(part) for part in first["loc"])
-    key = ".".join(part for part in (at, inner) if part)
-    where = sources.get(inner) or f"{file}: {key or 'the whole file'}"
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "extra_forbidden":
-        candidates = known_keys() if model is Experiment else list(Sweep.model_fields)
-        near = difflib.get_close_matches(inner, candidates, n=1, cutoff=0.4)
-        advice = f"did you mean {near[0]!r}?" if near else "take it out"
-        return BadInput(where=where, rule="no such key", advice=advice)
-    value = None if first["type"] == "value_error" and isinstance(first["input"], Mapping) else first["input"]
-    if first["type"] == "missing":
-        return BadInput(where=where, rule="is required", advice="add it")
-    return BadInput(where=where, rule=message[0].lower() + message[1:], value=value)
+def _refusal(first: Mapping[str, Any], model: type[Section], source: Source, at: str) -> BadInput:
+    """A mistake in one line: where it was written, the rule, the value, and what to do."""
+    path = [str(part) for part in first["loc"] if part != "[key]"]
+    keys = [".".join(filter(None, [at, *path]))]
+    value, advice = first["input"], _advice(first, model, path)
+    broken = _broken(first)
+    if broken is not None:
+        keys = [".".join(filter(None, [at, *path, key])) for key in broken.keys] or keys
+        value, advice = broken.value, broken.advice or advice
+    elif first["type"] in ("extra_forbidden", "missing"):
+        value = UNTOLD
+    return BadInput(where=source.place(keys), rule=_rule(first), value=value, advice=advice)
+
+
+def _broken(error: Mapping[str, Any]) -> Rule | None:
+    """The rule of ours that was broken, if it was not one of pydantic's."""
+    rule = error.get("ctx", {}).get("error")
+    return rule if isinstance(rule, Rule) else None
+
+
+SAID = (("Value error, ", ""), ("Input should be ", "must be "), ("a valid tuple", "a list"),
+        ("Tuple should have", "must have"), ("after validation, ", ""), ("Field required", "is missing"),
+        ("Extra inputs are not permitted", "no such key"))
+
+
+def _rule(error: Mapping[str, Any]) -> str:
+    """Pydantic's message in the words of a sweep file."""
+    if error["type"] == "model_type":
+        return "must be a mapping of keys to values"
+    message = error["msg"].replace("a valid dictionary", "a mapping")
+    for theirs, ours in SAID:
+        message = message.replace(theirs, ours)
+    return message
+
+
+def _advice(error: Mapping[str, Any], model: type[Section], path: Sequence[str]) -> str:
+    if error["type"] == "extra_forbidden":
+        return _advice_on_unknown(model, path)
+    info = _info(model, path)
+    if error["type"] == "missing" and len(path) == 1:
+        return "add it"
+    if error["type"] == "int_from_float":
+        return "give a whole number; an axis of whole numbers is a grid or a choice"
+    if info is None:
+        return f"its keys are {', '.join(model.model_fields)}"
+    if _is_section(info):
+        return f"its keys are {', '.join(info.annotation.model_fields)}"
+    if error["type"] == "literal_error" and isinstance(error["input"], str):
+        near = difflib.get_close_matches(error["input"], re.findall(r"'(.*?)'", error["msg"]), n=1)
+        if near:
+            return f"did you mean {near[0]!r}?"
+    if info.description:
+        return info.description
+    return "leave it out" if info.default is None else f"the default is {json.dumps(info.default)}"
+
+
+def _advice_on_unknown(model: type[Section], path: Sequence[str]) -> str:
+    if model is Experiment and path[-1] in KEYS:
+        section, _, key = path[-1].partition(".")
+        return f"nest it, as in {section}: {{{key}: ...}}"
+    if model is Experiment:
+        return _nearest(".".join(path), KEYS) if len(path) > 1 else _nearest(path[0], [*SECTIONS, *KEYS])
+    if path[0] in Experiment.model_fields:
+        return "put it under `experiment`"
+    return _nearest(".".join(path), [*model.model_fields, *(SWEEP_KEYS if model is Sweep else ())])
+
+
+def _info(model: type[Section], path: Sequence[str]) -> FieldInfo | None:
+    """The field that a path leads to, or into."""
+    info = None
+    for part in path:
+        info = model.model_fields.get(part)
+        if info is None or not _is_section(info):
+            return info
+        model = info.annotation
+    return info
 
 
 # --- a sweep's cells ----------------------------------------------------------------------------
 
 
-def _axes(design: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """(keys, axis) of one design: one key an axis, or several keys that move together."""
-    for key, value in design.items():
-        if key == "zip":
-            for group in value if isinstance(value, list | tuple) else [value]:
-                if not isinstance(group, Mapping) or not group:
-                    continue
-                yield tuple(group), group
+@dataclass
+class Design:
+    """One mapping of `search`: at each point of the product of its grids, draws of its random axes."""
+
+    grids: list[list[dict[str, Any]]] = field(default_factory=list)
+    drawn: dict[str, Axis] = field(default_factory=dict)
+    places: dict[str, str] = field(default_factory=dict)  # searched key -> where its axis is
+
+    def claim(self, key: str, place: str, source: Source) -> None:
+        """Take a key for an axis."""
+        if key not in KEYS:
+            raise BadInput(where=source.place([place]), rule="no such key", advice=_nearest(key, KEYS))
+        if NOT_SEARCHED.fullmatch(key):
+            raise BadInput(
+                where=source.place([place]), rule="makes no other trial, so it cannot be searched",
+                advice="set it under `experiment`",
+            )
+        if key in self.places:
+            raise BadInput(
+                where=source.place([place]), rule=f"a second axis of one key, beside {self.places[key]}",
+                advice="take one of the two out",
+            )
+        self.places[key] = place
+
+    def add_axis(self, key: str, spec: Any, place: str, source: Source) -> None:
+        self.claim(key, place, source)
+        axis = _validate(Axis, spec, source, place)
+        if axis.kind == "grid":
+            self.grids.append([{key: value} for value in axis.values])
         else:
-            yield (key,), value
+            self.drawn[key] = axis
+
+    def add_zip(self, group: Any, place: str, source: Source) -> None:
+        """Keys whose values move together."""
+        lists = list(group.values()) if isinstance(group, Mapping) else []
+        lengths = {len(v) if isinstance(v, list) else 0 for v in lists}
+        if len(lengths) != 1 or 0 in lengths:
+            raise BadInput(
+                where=source.place([place]), rule="must be a mapping of keys to lists of one length",
+                value=group, advice="as in zip: {generator.steps: [10, 20], generator.seed: [0, 1]}",
+            )
+        for key in group:
+            self.claim(key, f"{place}.{key}", source)
+        self.grids.append([dict(zip(group, row, strict=True)) for row in zip(*lists, strict=True)])
+
+    def points(self, tune: Tune) -> Iterator[dict[str, Any]]:
+        """Every point as {dotted key: value}; the n-th draw is the same however many there are."""
+        draws = [
+            {k: a.draw(random.Random(f"{tune.seed}/{k}/{n}")) for k, a in self.drawn.items()}
+            for n in range(tune.samples if self.drawn else 1)
+        ]
+        for parts in itertools.product(*self.grids, draws):
+            yield {key: value for part in parts for key, value in part.items()}
+
+    def edges(self) -> Iterator[dict[str, Any]]:
+        """Points that are no trials, but have to be allowed: the values and bounds of random axes."""
+        for key, axis in self.drawn.items():
+            for value in axis.values:
+                others = {k: a.values[0] for k, a in self.drawn.items()}
+                yield {**{k: v for grid in self.grids for k, v in grid[0].items()}, **others, key: value}
 
 
-def _points(sweep: Sweep, file: str = "sweep") -> Iterator[dict[str, Any]]:
-    """Every point of every design, in order, as {dotted key: value}."""
-    for number, design in enumerate(sweep.search):
-        at = "search" if len(sweep.search) == 1 else f"search[{number}]"
-        yield from _design_points(design, sweep.tune, file, at)
-
-
-def _design_points(design: Mapping[str, Any], tune: Tune, file: str, at: str) -> Iterator[dict]:
-    seen: set[str] = set()
-    grids: list[list[dict[str, Any]]] = []
-    drawn: dict[str, Axis] = {}
-    for keys, spec in _axes(design):
-        for key in keys:
-            _check_axis_key(key, seen, file, at)
-            seen.add(key)
-        if len(keys) == 1 and not (isinstance(spec, Mapping) and keys[0] in spec):
-            axis = _validate(Axis, spec, file, {}, f"{at}.{keys[0]}")
-            if axis.kind == "grid":
-                grids.append([{keys[0]: value} for value in axis.grid])
-            else:
-                drawn[keys[0]] = axis
+def _design(spec: Mapping[str, Any], at: str, source: Source) -> Design:
+    design = Design()
+    for key, value in spec.items():
+        place = f"{at}.{key}"
+        if key != "zip":
+            design.add_axis(key, value, place, source)
+        elif isinstance(value, list) and value:
+            for number, group in enumerate(value):
+                design.add_zip(group, f"{place}[{number}]", source)
         else:
-            grids.append(_zipped(spec, file, at))
-    for base in _product(grids):
-        for sample in _samples(drawn, tune):
-            yield {**base, **sample}
+            design.add_zip(value, place, source)
+    return design
 
 
-def _check_axis_key(key: str, seen: set[str], file: str, at: str) -> None:
-    if key not in known_keys():
-        raise BadInput(where=f"{file}: {at}.{key}", rule="no such key", advice=_nearest(key))
-    if key in seen:
-        raise BadInput(
-            where=f"{file}: {at}.{key}", rule="one axis a key", advice="take one of the two axes out"
-        )
+def _check_unsearched(sweep: Sweep) -> None:
+    """Refuse a value that is wrong by itself, though the search should set another at every point."""
+    try:
+        Experiment.model_validate(sweep.experiment)
+    except ValidationError as error:
+        for each in error.errors():
+            broken = _broken(each)
+            if broken is None or not broken.keys:
+                raise _refusal(each, Experiment, sweep._source, "experiment") from None
 
 
-def _zipped(group: Mapping[str, Any], file: str, at: str) -> list[dict[str, Any]]:
-    lengths = {len(v) if isinstance(v, list | tuple) else 0 for v in group.values()}
-    if len(lengths) != 1 or 0 in lengths:
-        raise BadInput(
-            where=f"{file}: {at}.zip",
-            rule="each key has a list of values, all of one length",
-            value={k: len(v) if isinstance(v, list | tuple) else v for k, v in group.items()},
-        )
-    return [dict(zip(group, values, strict=True)) for values in zip(*group.values(), strict=True)]
+def _cells(sweep: Sweep) -> Iterator[Experiment]:
+    _check_unsearched(sweep)
+    made: dict[Any, Section] = {}
+    for design in sweep.designs:
+        axes = {f"experiment.{key}": place for key, place in design.places.items()}
+        source = replace(sweep._source, axes=axes)
+        for point in design.edges():
+            _experiment(sweep, point, source, made)
+        for point in design.points(sweep.tune):
+            yield _experiment(sweep, point, source, made)
 
 
-def _product(grids: Sequence[Sequence[dict[str, Any]]]) -> Iterator[dict[str, Any]]:
-    if not grids:
-        yield {}
-        return
-    for first in grids[0]:
-        for rest in _product(grids[1:]):
-            yield {**first, **rest}
-
-
-def _samples(drawn: Mapping[str, Axis], tune: Tune) -> Iterator[dict[str, Any]]:
-    """Draws of the random axes: the n-th is the same however many there are."""
-    if not drawn:
-        yield {}
-        return
-    import random
-
-    for number in range(tune.samples):
-        yield {k: _draw(a, random.Random(f"{tune.seed}/{k}/{number}")) for k, a in drawn.items()}
-
-
-def _draw(axis: Axis, rng: Any) -> Any:
-    if axis.choice is not None:
-        return rng.choice(axis.choice)
-    low, high = axis.uniform or axis.loguniform
-    if axis.uniform:
-        return rng.uniform(low, high)
-    return math.exp(rng.uniform(math.log(low), math.log(high)))
-
-
-def _cells(sweep: Sweep) -> Iterator[tuple[Method | None, dict[str, Any]]]:
-    for point in _points(sweep):
-        for method in (*sweep.baselines, None):
-            yield method, point
-
-
-def _experiment(
-    sweep: Sweep, method: Method | None, point: Mapping[str, Any], file: str, sources: Mapping[str, str]
-) -> Experiment:
-    import copy
-
-    values = copy.deepcopy(sweep.experiment)
+def _experiment(sweep: Sweep, point: Mapping[str, Any], source: Source, made: dict) -> Experiment:
+    values: dict[str, Any] = sweep.experiment
     for key, value in point.items():
-        _set(values, key, value)
-    if method is not None:
-        values["method"] = method
-    at = "experiment"
-    return _validate(Experiment, values, file, {**sources}, at)
+        values = _with(values, key, value)
+    try:
+        return _assembled(values, made)
+    except ValidationError:  # told by the whole, where the keys are whole and in order
+        return _validate(Experiment, values, source, "experiment")
+
+
+def _with(values: Mapping[str, Any], dotted: str, value: Any) -> Any:
+    """Nested mappings with one key set, as copies along its path."""
+    if not isinstance(values, Mapping):
+        return values
+    head, _, rest = dotted.partition(".")
+    inner = _with(values.get(head) or {}, rest, value) if rest else value
+    return {**values, head: inner}
+
+
+def _assembled(values: Mapping[str, Any], made: dict[Any, Section]) -> Experiment:
+    """An experiment of sections from `made`: pydantic takes what is validated as it is."""
+    values = seeded(values)
+    sections = {}
+    for name, kind in SECTIONS.items():
+        raw = values.get(name, {})
+        key = kind, repr(raw)
+        if key not in made:
+            made[key] = kind.model_validate(raw)
+        sections[name] = made[key]
+    return Experiment.model_validate({**values, **sections})
 
 
 def experiments(sweep: Sweep) -> Iterator[Experiment]:
@@ -679,16 +926,12 @@ def experiments(sweep: Sweep) -> Iterator[Experiment]:
     A baseline is asked for at each point, and collapses to one trial wherever the searched keys do
     not touch its stages: the caller keeps one a distinct key.
     """
-    points = list(_points(sweep))
-    for method in (*sweep.baselines, None):
-        for point in points:
-            yield _experiment(sweep, method, point, sweep.name, {})
+    for method in sweep.baselines:
+        for cell in sweep.cells:
+            yield cell.model_copy(update={"method": method})
+    yield from sweep.cells
 
 
 def searched(sweep: Sweep) -> list[str]:
     """The dotted keys that vary, in the order of the file."""
-    keys: dict[str, None] = {}
-    for design in sweep.search:
-        for names, _ in _axes(design):
-            keys.update(dict.fromkeys(names))
-    return list(keys)
+    return list(dict.fromkeys(key for design in sweep.designs for key in design.places))

@@ -1,6 +1,9 @@
 """The two ways in which a request can be refused, each with the exit code that the front door returns."""
 
 
+UNTOLD = object()  # no value to tell; None is one, YAML's null
+
+
 class Refused(Exception):
     """A request that cannot be carried out, told in one line.
 
@@ -13,8 +16,8 @@ class Refused(Exception):
 
     exit_code = 2
 
-    def __init__(self, *, where: str, rule: str, value: object = None, advice: str = "") -> None:
-        received = "" if value is None else f" (got {_short(value)})"
+    def __init__(self, *, where: str, rule: str, value: object = UNTOLD, advice: str = "") -> None:
+        received = "" if value is UNTOLD else f" (got {_short(value)})"
         advised = f"; {advice}" if advice else ""
         super().__init__(" ".join(f"{where}: {rule}{received}{advised}".split()))
 
@@ -30,5 +33,5 @@ class DoesNotFit(Refused):
 
 
 def _short(value: object, limit: int = 200) -> str:
-    text = repr(value)
+    text = "null" if value is None else repr(value)
     return text if len(text) <= limit else text[: limit - 3] + "..."

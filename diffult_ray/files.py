@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,19 @@ def write_bytes(path: str | Path, content: bytes) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def missing(folder: str | Path) -> list[Path]:
+    """A folder and those above it, as far as they do not exist; deepest first."""
+    folder = Path(folder)
+    return [p for p in (folder, *folder.parents) if not p.exists()]
+
+
+def remove_empty(folders: Iterable[Path]) -> None:
+    """Remove folders, but for those in which there is something by now."""
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def write_json(path: str | Path, value: Any) -> None:

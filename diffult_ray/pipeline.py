@@ -16,9 +16,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache, wraps
+from types import SimpleNamespace
 from typing import Any
 
 from diffult_ray.config import Dataset, Experiment, Section
@@ -87,23 +88,43 @@ class Place:
         return cls(dataset.root, dataset.download, dataset.loading)
 
 
+def _once(*sections: str) -> Callable[[Callable[[Any], Stage]], Callable[[Any], Stage]]:
+    """Experiments that agree in these sections get the same object, whose key is hashed once.
+
+    The function sees no other section, so that none which it reads can be forgotten here.
+    """
+
+    def decorate(build: Callable[[Any], Stage]) -> Callable[[Any], Stage]:
+        @lru_cache(maxsize=4096)
+        def made(*values: Section) -> Stage:
+            return build(SimpleNamespace(**dict(zip(sections, values, strict=True))))
+
+        return wraps(build)(lambda e: made(*(getattr(e, name) for name in sections)))
+
+    return decorate
+
+
+@_once("dataset")
 def split(e: Experiment) -> Stage:
     """Keyed by the set's content, wherever it lies."""
     config = {**_section(e.dataset), "content": identity(e.dataset)}
     return Stage("split", config, resources=Place.of(e.dataset))
 
 
+@_once("dataset", "extractor", "resources")
 def extractor(e: Experiment) -> Stage:
     """phi_0: plain cross-entropy on the long-tailed set."""
     return Stage("extractor", _section(e.extractor), {"split": split(e)}, e.resources.extractor)
 
 
+@_once("dataset", "quality", "resources")
 def reference(e: Experiment) -> Stage:
     """A classifier of the full balanced set. It measures, and nothing learns from it."""
     config = _section(e.quality.reference)
     return Stage("reference", config, {"split": split(e)}, e.resources.reference)
 
 
+@_once("dataset", "generator", "resources")
 def generator(e: Experiment) -> Stage:
     config = _section(e.generator)
     if e.generator.regulariser == "none":
@@ -111,12 +132,14 @@ def generator(e: Experiment) -> Stage:
     return Stage("generator", config, {"split": split(e)}, e.resources.generator)
 
 
+@_once("dataset", "generator", "generation", "resources")
 def images(e: Experiment) -> Stage:
     """N_t - |c| images for every class c with |c| < N_t."""
     inputs = {"split": split(e), "generator": generator(e)}
     return Stage("images", _section(e.generation), inputs, e.resources.images)
 
 
+@_once("dataset", "extractor", "generator", "generation", "filter", "resources")
 def scores(e: Experiment) -> Stage:
     """Distance in units of d_f, band and nearest real image of every generated image."""
     config = {k: v for k, v in _section(e.filter).items() if k in ("distance", "normalise", "scope")}
@@ -124,6 +147,7 @@ def scores(e: Experiment) -> Stage:
     return Stage("scores", config, inputs, e.resources.scores)
 
 
+@_once("dataset", "generator", "generation", "quality", "resources")
 def quality(e: Experiment) -> Stage:
     """FID and IS of images drawn uniformly over classes."""
     sampling = {k: v for k, v in _section(e.generation).items() if k != "per_class"}
@@ -156,7 +180,7 @@ def stages(e: Experiment) -> list[Stage]:
 def applies(key: str, e: Experiment) -> bool:
     """Whether a dotted key reaches the result of an experiment's method."""
     if e.method == "diffult":
-        return True
+        return key != "generator.tau" or e.generator.regulariser != "none"
     if key == "classifier.synthetic_weight":
         return False
     if key == "generation.per_class":

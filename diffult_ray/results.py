@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from diffult_ray import files
-from diffult_ray.plan import Plan, Trial
+from diffult_ray.plan import SEEDS, Plan, Trial
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -95,7 +95,7 @@ def table(plan: Plan, records: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
         known = {k: found.get(k) for k in ("trial", "method", "status", "seed", *COLUMNS_AFTER_SEARCHED)}
         rows.append({**known, **values})
     columns = ["trial", "method", "status", "seed", *plan.searched, *COLUMNS_AFTER_SEARCHED]
-    frame = pd.DataFrame(rows, columns=columns)
+    frame = pd.DataFrame(rows, columns=list(dict.fromkeys(columns)))  # `seed` may be searched itself
     for column in plan.searched:
         if any(isinstance(v, str) for v in frame[column]):
             frame[column] = _numbers_if_all_are(frame[column])
@@ -134,7 +134,7 @@ def report_data(
         name=plan.sweep.name,
         description=plan.sweep.description,
         results=frame,
-        searched=[k for k in plan.searched if k != "classifier.seed"],
+        searched=[k for k in plan.searched if k not in SEEDS],
         select=first.experiment.select,
         class_names=split["class_names"],
         class_counts=split["class_counts"],

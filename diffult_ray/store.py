@@ -42,21 +42,27 @@ class Store:
     """
 
     def __init__(self, root: str | Path) -> None:
+        if "://" in str(root):
+            raise _refusal(root, "no such storage here; name a folder that every node sees")
         self.root = Path(root).expanduser().absolute()
+        try:
+            nearest = next(p for p in (self.root, *self.root.parents) if p.exists())
+        except OSError as error:
+            raise _refusal(root, error.strerror) from error
+        if not nearest.is_dir():
+            raise _refusal(root, f"{nearest} is a file")
 
     def check(self) -> None:
-        """Write and remove a file, so that a full sweep does not find out late."""
+        """Write and remove a file, so that a full sweep does not find out late. Leaves no trace."""
+        missing = files.missing(self.root)
         probe = self.root / f".probe-{socket.gethostname()}"
         try:
             files.write_bytes(probe, b"")
             probe.unlink()
         except OSError as error:
-            raise BadInput(
-                where="--storage",
-                rule="is a folder that can be written",
-                value=str(self.root),
-                advice=f"{error.strerror or error}; give another with --storage or DIFFULT_STORAGE",
-            ) from error
+            raise _refusal(self.root, error.strerror or str(error)) from error
+        finally:
+            files.remove_empty(missing)
 
     def folder(self, stage: Stage) -> Path:
         """Where the artifact is, or will be."""
@@ -101,6 +107,15 @@ class Store:
 
     def discard_work(self, stage: Stage) -> None:
         shutil.rmtree(self.work(stage), ignore_errors=True)
+
+
+def _refusal(root: str | Path, cause: str) -> BadInput:
+    return BadInput(
+        where="--storage",
+        rule="must be a folder that can be written",
+        value=str(root),
+        advice=f"{cause}; give another with --storage or DIFFULT_STORAGE",
+    )
 
 
 def _files(folder: Path) -> list[Path]:

@@ -15,25 +15,28 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from diffult_ray import __version__, config, files
-from diffult_ray.errors import Refused
+from diffult_ray.errors import BadInput, Refused
 from diffult_ray.plan import Plan, describe, make_plan
 from diffult_ray.progress import Narrator
 from diffult_ray.store import Store
+
+if TYPE_CHECKING:
+    from diffult_ray.pipeline import Stage
+    from diffult_ray.plan import Trial
 
 DONE, SOME_FAILED, INTERRUPTED = 0, 1, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a sweep; returns the exit code."""
-    arguments = _parser().parse_args(argv)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        return _main(arguments)
+        return _main(_parser().parse_intermixed_args(argv))
     except Refused as refused:
         print(f"error: {refused}", file=sys.stderr)
         return refused.exit_code
@@ -46,8 +49,15 @@ def _interrupt(*_: Any) -> None:
     raise KeyboardInterrupt
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+class Parser(argparse.ArgumentParser):
+    """Tells a mistake in one line, as the rest of the front door does."""
+
+    def error(self, message: str) -> NoReturn:
+        raise BadInput(where="command line", rule=message, advice="--help shows the options")
+
+
+def _parser() -> Parser:
+    parser = Parser(
         prog="diffult-ray",
         description="Run a DiffuLT sweep on Ray, or continue it.",
         epilog="exit: 0 all trials done, 1 some failed, 2 bad input, 3 does not fit, 130 interrupted",
@@ -64,9 +74,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _main(arguments: argparse.Namespace) -> int:
     name, overrides = arguments.sweep, list(arguments.overrides)
-    if name is not None and "=" in name and not Path(name).exists():
+    if name is not None and "=" in name and not os.path.exists(name):
         name, overrides = None, [name, *overrides]
-    sweep = config.load(name or "digits", overrides)
+    sweep = config.load("digits" if name is None else name, overrides)
     plan = make_plan(sweep)
     store = Store(arguments.storage or os.environ.get("DIFFULT_STORAGE") or "~/diffult")
     if arguments.plan:
@@ -109,16 +119,18 @@ class Session:
         self.store.check()
         self._check_request()
         uri = self._tracking_uri()
+        self._build_splits(records)
         self._write_definition()
         try:
             self._build(records, uri)
-        except BaseException:
+            self._disconnect()
+            return self._conclude()
+        except BaseException as error:
             if self.tracker:
-                self.tracker.close("KILLED")
+                self.tracker.close("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
             raise
         finally:
             self._disconnect()
-        return self._conclude()
 
     # --- what is there ---
 
@@ -148,13 +160,20 @@ class Session:
         return whole and (self.folder / "report.html").exists() and not self._owes_tracking(finished)
 
     def _owes_tracking(self, finished: dict[str, Any]) -> bool:
-        return self.plan.sweep.tracking.enabled and finished["tracking"] != self._uri()
+        return self.plan.sweep.tracking.enabled and finished["tracking"] != self._shown_uri()
 
     # --- before anything starts ---
 
     def _uri(self) -> str | None:
         tracking = self.plan.sweep.tracking
         return (tracking.uri or f"sqlite:///{self.store.root}/mlflow.db") if tracking.enabled else None
+
+    def _shown_uri(self) -> str | None:
+        """As it may be written down: without a password."""
+        from diffult_ray import tracking
+
+        uri = self._uri()
+        return None if uri is None else tracking.masked(uri)
 
     def _tracking_uri(self) -> str | None:
         uri = self._uri()
@@ -170,10 +189,24 @@ class Session:
         if not self.arguments.address and not os.environ.get("RAY_ADDRESS"):
             cluster.check_fits(self.plan, cluster.here())
 
+    def _build_splits(self, records: Mapping[str, Any]) -> None:
+        """A data set that cannot be had is a mistake in the sweep, told before anything else is written."""
+        from diffult_ray import build
+
+        for stage in self._needed(records):
+            if stage.name == "split" and self.store.find(stage) is None:
+                self.built[stage.key] = build.build_one(stage, self.store).seconds
+
+    def _needed(self, records: Mapping[str, Any]) -> list[Stage]:
+        """The distinct stages before the trials that are not done."""
+        missing = (t for t in self.plan.trials if t.key not in records)
+        return list({s.key: s for t in missing for s in t.upstream}.values())
+
     def _write_definition(self) -> None:
         import yaml
 
         resolved = self.plan.sweep.model_dump(mode="json")
+        resolved["tracking"]["uri"] = self._shown_uri() if self.plan.sweep.tracking.uri else None
         text = yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True)
         files.write_bytes(self.folder / "sweep.yaml", text.encode())
 
@@ -183,42 +216,50 @@ class Session:
         from diffult_ray import build, cluster
 
         missing = [t for t in self.plan.trials if t.key not in records]
-        stages = list({s.key: s for t in missing for s in t.upstream}.values())
+        stages = self._needed(records)
+        stored = [s for s in self.plan.stages if self.store.find(s)]
         self.narrator.say(
             f"sweep {self.plan.sweep.name}: {len(self.plan.trials)} trials, {len(records)} done; "
-            f"{sum(self.store.find(s) is not None for s in stages)} of {len(stages)} stages stored"
+            f"{len(stored)} of {len(self.plan.stages)} stages stored"
         )
         if uri is not None:
-            self.tracker = self._start_tracker(uri)
-            for found in records.values():
-                self.tracker.trial(found)
+            self._start_tracker(uri, stored, records)
         if not missing:
             return
-        # Before Ray starts: a data set that cannot be had is a mistake in the sweep.
-        for stage in stages:
-            if stage.name == "split" and self.store.find(stage) is None:
-                self._stage_built(stage, build.build_one(stage, self.store))
         capacity = cluster.connect(self.arguments.address, verbose=self.arguments.verbose)
         self.narrator.say(f"Ray: {capacity.origin} with {capacity.cpus:g} CPUs and {capacity.gpus:g} GPUs")
         cluster.check_fits(self.plan, capacity)
         failed = build.build_all(stages, self.store, capacity, self.narrator, self._stage_built)
-        ready, lost = [], []
-        for trial in missing:
-            cause = next((failed[s.key] for s in trial.upstream if s.key in failed), None)
-            (lost if cause else ready).append((trial, cause))
-        for trial, cause in lost:
-            self._trial_ended(trial, f"a stage before it failed: {build.first_line(cause)}")
+        ready = self._without_hopeless(missing, failed)
         from diffult_ray import trials  # imports Ray Tune, which reads what `connect` has set
 
         trials.run(
-            [t for t, _ in ready], self.store, capacity, self.narrator, self._trial_ended,
+            ready, self.store, capacity, self.narrator, self._trial_ended,
             name=self.plan.sweep.name, concurrency=self.plan.sweep.tune.concurrency,
         )
 
-    def _start_tracker(self, uri: str) -> Any:
+    def _without_hopeless(self, missing: Sequence[Trial], failed: Mapping[str, Exception]) -> list[Trial]:
+        """The trials whose stages are all stored; the others end here."""
+        from diffult_ray.build import first_line
+
+        ready = []
+        for trial in missing:
+            cause = next((failed[s.key] for s in trial.upstream if s.key in failed), None)
+            if cause is None:
+                ready.append(trial)
+            else:
+                self._trial_ended(trial, f"a stage before it failed: {first_line(cause)}")
+        return ready
+
+    def _start_tracker(self, uri: str, stored: Sequence[Stage], records: Mapping[str, Any]) -> None:
+        """What is stored is told as well: it may have been built when nothing was tracked."""
         from diffult_ray.logbook import Logbook
 
-        return Logbook(uri, self.plan, self.store, self.folder)
+        self.tracker = Logbook(uri, self.plan, self.store, self.folder)
+        for stage in stored:
+            self.tracker.stage(stage, self.store.find(stage))
+        for found in records.values():
+            self.tracker.trial(found)
 
     def _stage_built(self, stage: Any, artifact: Any) -> None:
         self.built[stage.key] = artifact.seconds
@@ -252,13 +293,16 @@ class Session:
         data = results.report_data(self.plan, self.store, frame, self.built, self._facts())
         report.write(data, self.folder)
         done = bool((frame["status"] == "done").all())
-        if self.tracker:
-            self.tracker.conclude(data, "FINISHED" if done else "FAILED")
+        error = self.tracker.conclude(data, "FINISHED" if done else "FAILED") if self.tracker else None
         if done:
             files.write_json(self.folder / "finished.json", {
-                "id": self.plan.id, "tracking": self._uri(), "command": self.command,
+                "id": self.plan.id,
+                "tracking": None if error else self._shown_uri(),
+                "command": self.command,
             })
         self._print_results(data)
+        if error:
+            print(f"warning: not all is in MLflow, the same command logs the rest: {error}", file=sys.stderr)
         return DONE if done else SOME_FAILED
 
     def _facts(self) -> dict[str, str]:
@@ -276,8 +320,7 @@ class Session:
         }
 
     def _dataset_line(self) -> str:
-        d = self.plan.trials[0].experiment.dataset
-        return f"{d.name}, imbalance factor {d.imbalance_factor:g}, at most {d.max_per_class} a class"
+        return self.plan.trials[0].experiment.dataset.summary
 
     def _print_results(self, data: Any = None) -> None:
         import pandas as pd

@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 
 OnEnd = Callable[[Trial, str | None], None]
 
+# A trial whose workers a TorchTrainer starts asks for no CPU: the workers have a placement group of
+# their own, and any share here would leave too little for the last of them.
+DRIVER_MEMORY = 256 * 2**20
 RETRIES = 1  # of a trial whose process died; it goes on from its checkpoint
-DRIVER_SHARE = 0.01  # CPUs of a trial whose training runs under a TorchTrainer of its own
 
 
 def run(
@@ -74,14 +76,13 @@ def run(
 
 def _request(each: Any) -> dict[str, float]:
     if each.workers > 1:
-        return {"CPU": DRIVER_SHARE}
+        return {"memory": DRIVER_MEMORY}
     return {"CPU": each.cpus, **({"GPU": each.gpus} if each.gpus else {})}
 
 
 def _fits(each: Any, capacity: Capacity) -> int:
     """How many trials run at once; Tune does not count what a nested trainer holds, so we do."""
-    extra = DRIVER_SHARE if each.workers > 1 else 0.0
-    fits = capacity.cpus / (each.workers * each.cpus + extra)
+    fits = capacity.cpus / (each.workers * each.cpus)
     if each.gpus:
         fits = min(fits, capacity.gpus / (each.workers * each.gpus))
     return max(1, int(fits + 1e-9))

@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from data_files import encoded, picture
 from PIL import Image
 
 from diffult_ray.data.augment import Augmentation, augment, crop_box, evaluate
 from diffult_ray.data.decode import Undecodable
+from tests.data_files import encoded, picture
 
 DATA = encoded(picture(1, size=(60, 40)))
 

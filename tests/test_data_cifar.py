@@ -5,7 +5,6 @@ import pickle
 import shutil
 import tarfile
 
-import data_files
 import numpy as np
 import pytest
 from torchvision import datasets
@@ -14,6 +13,7 @@ from diffult_ray.config import Dataset
 from diffult_ray.data import make_split
 from diffult_ray.data.sources import identity
 from diffult_ray.errors import BadInput
+from tests import data_files
 
 
 def make_official(monkeypatch, known, md5s):

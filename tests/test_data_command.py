@@ -1,11 +1,11 @@
 """python -m diffult_ray.data: what it prints, what it draws, how it refuses."""
 
 import pytest
-from data_files import encoded, picture, write, write_cifar100, write_folder
 from PIL import Image
 from torchvision import datasets
 
 from diffult_ray.data.__main__ import main
+from tests.data_files import encoded, picture, write, write_cifar100, write_folder
 
 COUNTS = {"train": {"ant": 8, "bee": 5, "cat": 2}, "test": {"ant": 2, "bee": 2, "cat": 2}}
 
@@ -75,7 +75,7 @@ def test_checksums_and_many_classes(tmp_path, capsys, monkeypatch):
 
 @pytest.mark.parametrize(("arguments", "message"), [
     (["nowhere.yaml"], "no such file"),
-    (["digits", "dataset.name=folder"], "`root` is needed for folder"),
+    (["digits", "dataset.name=folder"], "is needed for folder"),
     (["digits", "dataset.max_per_class=5000"], "class 0 of digits has"),
 ])
 def test_bad_input_is_one_line_and_exit_2(arguments, message, capsys, tmp_path):

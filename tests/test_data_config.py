@@ -28,19 +28,18 @@ def test_defaults_of_the_set(values, profile, most):
 
 
 @pytest.mark.parametrize(("values", "message"), [
-    ({"name": "folder", "image_size": 8}, "`root` is needed for folder"),
-    ({"name": "cifar10"}, "`root` is needed for cifar10"),
-    ({"name": "folder", "root": "", "image_size": 8}, "`root` is needed"),
-    ({"root": "/data"}, "digits come with scikit-learn and take no `root`"),
-    ({"download": True}, "`download` is for cifar10 and cifar100"),
-    ({"name": "folder", "root": "/d"}, "`image_size` is needed for folder.*set it"),
-    ({"name": "parquet", "root": "/d"}, "`image_size` is needed for parquet"),
+    ({"name": "folder", "image_size": 8}, "is needed for folder"),
+    ({"name": "cifar10"}, "is needed for cifar10"),
+    ({"name": "folder", "root": "", "image_size": 8}, "is needed for folder"),
+    ({"download": True}, "is for cifar10 and cifar100"),
+    ({"name": "folder", "root": "/d"}, "is needed for folder, whose images may have any size"),
+    ({"name": "parquet", "root": "/d"}, "is needed for parquet, whose"),
     ({"loading": "stream"}, "digits are held in memory"),
     ({"name": "cifar10", "root": "/d", "loading": "stream"}, "cifar10 are held in memory"),
-    ({**FOLDER, "name": "lists"}, "`lists.train` is needed"),
-    ({"lists": {"train": "a.txt"}}, "`lists` is for `name: lists`"),
-    ({**FOLDER, "columns": {"image": "img"}}, "`columns` is for `name: parquet`"),
-    ({"group_pattern": "(a)"}, "`group_pattern` reads file names"),
+    ({**FOLDER, "name": "lists"}, "is needed: a file under `root`"),
+    ({"lists": {"train": "a.txt"}}, "is for `name: lists`"),
+    ({**FOLDER, "columns": {"image": "img"}}, "is for `name: parquet`"),
+    ({"group_pattern": "(a)"}, "reads file names"),
     ({**FOLDER, "group_pattern": "abc"}, "with a capture group"),
     ({**FOLDER, "group_pattern": "(abc"}, "with a capture group"),
     ({"name": "cifar10", "root": "/d", "test_per_class": 5}, "cifar10 has its own"),
@@ -57,7 +56,7 @@ def test_rules(values, message):
 
 
 def test_a_mistake_is_one_line():
-    with pytest.raises(BadInput, match="`root` is needed for cifar100") as refused:
+    with pytest.raises(BadInput, match="dataset.root: is needed for cifar100") as refused:
         config.load("digits", ["dataset.name=cifar100"])
     assert "\n" not in str(refused.value)
 

@@ -6,11 +6,11 @@ import zlib
 
 import numpy as np
 import pytest
-from data_files import encoded, picture
 from PIL import Image
 
 from diffult_ray.data import decode as decoding
 from diffult_ray.data.decode import Undecodable, decode, is_grey, verify
+from tests.data_files import encoded, picture
 
 
 def chunk(kind: bytes, body: bytes) -> bytes:

@@ -4,12 +4,12 @@ import os
 
 import numpy as np
 import pytest
-from data_files import encoded, picture, write, write_folder
 
 from diffult_ray.config import Dataset
 from diffult_ray.data import make_split
 from diffult_ray.data.sources import SOURCES, identity
 from diffult_ray.errors import BadInput
+from tests.data_files import encoded, picture, write, write_folder
 
 COUNTS = {"train": {"ant": 8, "bee": 5, "cat": 2}, "test": {"ant": 2, "bee": 2, "cat": 2}}
 

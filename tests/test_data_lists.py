@@ -4,12 +4,12 @@ import os
 
 import numpy as np
 import pytest
-from data_files import encoded, picture, write
 
 from diffult_ray.config import Dataset
 from diffult_ray.data import make_split
 from diffult_ray.data.sources import SOURCES, identity
 from diffult_ray.errors import BadInput
+from tests.data_files import encoded, picture, write
 
 IMAGENET = {
     "train": ["train/n01440764/n01440764_10026.JPEG 0", "train/n01440764/n01440764_10027.JPEG 0",

@@ -3,7 +3,6 @@
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from data_files import encoded, picture, write, write_parquet
 
 from diffult_ray.config import Dataset
 from diffult_ray.data import make_split
@@ -11,6 +10,7 @@ from diffult_ray.data.encoded import read_bytes
 from diffult_ray.data.parquet import part_of
 from diffult_ray.data.sources import SOURCES, identity
 from diffult_ray.errors import BadInput
+from tests.data_files import encoded, picture, write, write_parquet
 
 IMAGES = [encoded(picture(i, size=(8, 8))) for i in range(12)]
 LABELS = [0, 1, 0, 1, 1, 0, 2, 0, 1, 0, 0, 2]

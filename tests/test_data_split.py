@@ -7,7 +7,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from data_files import encoded, picture, write, write_folder
 
 from diffult_ray import files
 from diffult_ray.config import Dataset
@@ -18,6 +17,7 @@ from diffult_ray.errors import BadInput
 from diffult_ray.pipeline import Place, split
 from diffult_ray.stages import Order
 from diffult_ray.stages.split import build
+from tests.data_files import encoded, picture, write, write_folder
 
 PARTS = ("train", "validation", "test", "balanced")
 COUNTS = {"train": {"ant": 8, "bee": 5, "cat": 2}, "test": {"ant": 2, "bee": 2, "cat": 2}}

@@ -24,7 +24,9 @@ def make_scheduler(sampler: str, *, timesteps: int, steps: int) -> Any:
     if sampler == "ddim":
         scheduler = DDIMScheduler(**common, timestep_spacing="trailing")
     elif sampler == "dpmsolver++":
-        scheduler = DPMSolverMultistepScheduler(**common)
+        # Steps even in log-SNR, as the paper has them. diffusers' default, even in time, leaves the
+        # last 1/steps of the way to one step, which takes variance away (tests/test_sampling.py).
+        scheduler = DPMSolverMultistepScheduler(**common, use_lu_lambdas=True)
     else:
         raise ValueError(f"sampler is one of {SAMPLERS}, not {sampler!r}")
     scheduler.set_timesteps(steps)

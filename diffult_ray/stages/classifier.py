@@ -7,14 +7,22 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffult_ray import files
 from diffult_ray.stages import Order
-from diffult_ray.stages.training import Run, run_here, train
+from diffult_ray.stages.training import (
+    Run,
+    load_optimizer,
+    optimizer_tensors,
+    prefixed,
+    run_here,
+    train,
+    unprefixed,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -22,6 +30,7 @@ if TYPE_CHECKING:
     from diffult_ray.data import Split
 
 CURVE_POINTS = 100
+POINT_STEPS = 50  # at most, since checkpoints are made at the curve's points
 
 
 @dataclass(frozen=True)
@@ -144,7 +153,7 @@ def _loop(run: Run, payload: Mapping[str, Any]) -> None:
     config, seed = payload["config"], payload["config"]["seed"]
     split = load_split(payload["inputs"]["split"])
     data = training_set(config, payload["inputs"], split, payload["part"])
-    layout = memory_format(run.device, split.image_size)
+    layout = memory_format(run.device, split.image_size, network="classifier")
     torch.manual_seed(stream(seed, "weights"))
     network = {
         "architecture": config["architecture"],
@@ -177,7 +186,7 @@ def _loop(run: Run, payload: Mapping[str, Any]) -> None:
         x = random_crop(images[index], config["crop_padding"], rng)
         x = random_flip(x, rng) if config["flip"] else x
         x = normalise(x[mine]).contiguous(memory_format=layout)
-        with autocast(run.device, config["precision"]):
+        with autocast(run.device, config["precision"], split.image_size):
             logits = wrapped(x)
         # Divided by the weights of the whole batch, so that ranks share one weighted mean.
         losses = cross_entropy(logits.float(), labels[index][mine], reduction="none")
@@ -185,19 +194,17 @@ def _loop(run: Run, payload: Mapping[str, Any]) -> None:
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
-        if recorder.add(step + 1, loss):
+        if recorder.add(step + 1, loss, run.average):
             run.tell(step + 1, total, loss=recorder.last)
-        if run.should_save(step + 1):
-            state = {**_weights(model, "model"), **_optimizer(optimizer)}
-            run.save(state, {"step": step + 1, "history": recorder.rows})
+            if step + 1 < total and run.should_save():
+                state = {**prefixed("model", model.state_dict()), **optimizer_tensors(optimizer)}
+                run.save(state, {"step": step + 1, "history": recorder.rows})
     if run.is_first:
         _finish(run, payload, model, network, split, data, normalise, recorder)
     run.tell(total, total)
 
 
 def _restore(run: Run, model, optimizer) -> tuple[int, list]:
-    from diffult_ray.stages.training import load_optimizer, unprefixed
-
     kept = run.restore()
     if kept is None:
         return 0, []
@@ -207,23 +214,12 @@ def _restore(run: Run, model, optimizer) -> tuple[int, list]:
     return numbers["step"], numbers["history"]
 
 
-def _weights(model, prefix: str) -> dict[str, torch.Tensor]:
-    from diffult_ray.stages.training import prefixed
-
-    return prefixed(prefix, model.state_dict())
-
-
-def _optimizer(optimizer) -> dict[str, torch.Tensor]:
-    from diffult_ray.stages.training import optimizer_tensors
-
-    return optimizer_tensors(optimizer)
-
-
 class Recorder:
-    """The loss curve, about a hundred points however long the run; no synchronisation between them."""
+    """The loss curve: a hundred points, or one every 50 steps; no synchronisation between them."""
 
     def __init__(self, rows: list, total: int, batch_size: int) -> None:
-        self.rows, self.every, self.batch_size = rows, max(1, total // CURVE_POINTS), batch_size
+        self.rows, self.batch_size = rows, batch_size
+        self.every = min(POINT_STEPS, max(1, total // CURVE_POINTS))
         self.total, self._sum, self._count = total, 0.0, 0
         self._before = rows[-1]["seconds"] if rows else 0.0
         self._start = time.monotonic()
@@ -232,14 +228,24 @@ class Recorder:
     def last(self) -> float:
         return self.rows[-1]["loss"]
 
-    def add(self, step: int, loss: torch.Tensor) -> bool:
-        """Count a step's loss; true when a point was added."""
+    def add(self, step: int, loss: torch.Tensor, average: Callable[[torch.Tensor], float]) -> bool:
+        """Count a step's loss; true when a point was added, on every rank at the same step.
+
+        Args:
+            average: over the ranks, so that the curve is the whole batch's.
+
+        Raises:
+            FloatingPointError: if the training has diverged.
+        """
         self._sum, self._count = self._sum + loss.detach(), self._count + 1
         if step % self.every and step != self.total:
             return False
         seconds = self._before + time.monotonic() - self._start
         rate = self.batch_size * self._count / max(1e-9, seconds - self._last_seconds)
-        row = {"step": step, "seconds": round(seconds, 3), "loss": float(self._sum / self._count)}
+        mean = average(self._sum / self._count)
+        if not math.isfinite(mean):
+            raise FloatingPointError(f"the loss is not finite at step {step}: lower learning_rate")
+        row = {"step": step, "seconds": round(seconds, 3), "loss": mean}
         self.rows.append({**row, "images_per_second": round(rate, 1)})
         self._sum, self._count = 0.0, 0
         return True

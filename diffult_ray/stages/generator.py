@@ -53,7 +53,7 @@ def _loop(run: Run, payload: Mapping[str, Any]) -> None:
 
     config, seed = payload["config"], payload["config"]["seed"]
     split = load_split(payload["inputs"]["split"])
-    layout = memory_format(run.device, split.image_size)
+    layout = memory_format(run.device, split.image_size, network="unet")
     torch.manual_seed(stream(seed, "weights"))
     model = _network(config, split).to(run.device, memory_format=layout)
     ema = _ema(model, config)
@@ -81,7 +81,7 @@ def _loop(run: Run, payload: Mapping[str, Any]) -> None:
         drawn = Draw.of(x, labels[index], frequencies, config["timesteps"], rng, dropped=dropped)
         drawn = drawn.only(mine)
         noisy = noising.add_noise(x[mine], drawn.noise, drawn.timesteps)
-        with autocast(run.device, config["precision"]):
+        with autocast(run.device, config["precision"], split.image_size):
             losses = _losses(wrapped, noisy.contiguous(memory_format=layout), drawn, config)
         loss = losses.sum() * run.world / batch
         optimizer.zero_grad(set_to_none=True)
@@ -89,12 +89,14 @@ def _loop(run: Run, payload: Mapping[str, Any]) -> None:
         torch.nn.utils.clip_grad_norm_(model.parameters(), config["gradient_clip"], foreach=True)
         optimizer.step()
         ema.step(model.parameters())
-        if recorder.add(step + 1, loss):
-            run.tell(step + 1, total, loss=recorder.last)
+        at_point = recorder.add(step + 1, loss, run.average)
         if run.is_first and step + 1 in outs:
-            _write(Path(outs[step + 1]), model, ema, config, split, recorder)
-        if step + 1 < total and run.should_save(step + 1):
-            run.save(_tensors(model, ema, optimizer), {"step": step + 1, "history": recorder.rows})
+            _write(Path(outs[step + 1]), step + 1, model, ema, config, split, recorder.rows)
+        if at_point:
+            run.tell(step + 1, total, loss=recorder.last)
+            # After the writing: a run that goes on from here does not pass this step again.
+            if step + 1 < total and run.should_save():
+                run.save(_tensors(model, ema, optimizer), {"step": step + 1, "history": recorder.rows})
     run.tell(total, total)
 
 
@@ -189,13 +191,12 @@ def _restore(run: Run, model, ema, optimizer) -> tuple[int, list]:
     return numbers["step"], numbers["history"]
 
 
-def _write(out: Path, model, ema, config, split, recorder: Recorder) -> None:
+def _write(out: Path, step: int, model, ema, config, split, rows: list) -> None:
     """The averaged weights as a diffusers model folder, and, last, the summary."""
     ema.store(model.parameters())
     ema.copy_to(model.parameters())
     model.save_pretrained(out / "unet", safe_serialization=True)
     ema.restore(model.parameters())
-    rows = recorder.rows
     files.write_json(out / "generator.json", {
         "timesteps": config["timesteps"],
         "num_classes": split.num_classes,
@@ -204,7 +205,7 @@ def _write(out: Path, model, ema, config, split, recorder: Recorder) -> None:
     files.write_json(out / "history.json", rows)
     files.write_json(out / "summary.json", {
         "parameters": sum(p.numel() for p in model.parameters()),
-        "steps": rows[-1]["step"] if rows else 0,
+        "steps": step,
         "loss": rows[-1]["loss"] if rows else None,
         "images_per_second": rows[-1]["images_per_second"] if rows else None,
         "train_seconds": rows[-1]["seconds"] if rows else None,

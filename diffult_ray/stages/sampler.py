@@ -29,7 +29,7 @@ class Sampler:
         self.facts = files.read_json(Path(folder) / "generator.json")
         self.guidance = generation["guidance"]
         model = UNet2DModel.from_pretrained(Path(folder) / "unet", local_files_only=True)
-        self.layout = device.memory_format(self.device, model.config.sample_size)
+        self.layout = device.memory_format(self.device, model.config.sample_size, network="unet")
         self.model = model.to(self.device, memory_format=self.layout).eval()
         self.scheduler = make_scheduler(
             generation["sampler"], timesteps=self.facts["timesteps"], steps=generation["steps"]
@@ -68,7 +68,7 @@ class Sampler:
     def _denoise(self, images, timesteps, labels):
         from diffult_ray.method.device import autocast
 
-        with autocast(self.device, "auto"):
+        with autocast(self.device, "auto", self.shape[-1]):
             return self.model(images, timesteps, labels).sample.float()
 
 

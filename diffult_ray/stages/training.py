@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     import torch
 
 CHECKPOINT_SECONDS = 30.0  # at most this much training is lost to an interruption
-CHECK_EVERY = 20  # steps between looks at the clock
 PROGRESS_SECONDS = 1.0
 STATE = "state.safetensors"
 
@@ -32,6 +31,7 @@ class Run:
     world: int = 1
     resume: Path | None = None
     report: Callable[[Path], None] | None = None
+    checkpoint_seconds: float = CHECKPOINT_SECONDS
     _saved: float = field(default_factory=time.monotonic)
     _told: float = 0.0
 
@@ -54,11 +54,9 @@ class Run:
             return None
         return files.read_state(self.resume / STATE)
 
-    def should_save(self, step: int) -> bool:
+    def should_save(self) -> bool:
         """Whether it is time for a checkpoint; the same answer on every rank."""
-        if self.report is None or step % CHECK_EVERY:
-            return False
-        due = time.monotonic() - self._saved > CHECKPOINT_SECONDS
+        due = time.monotonic() - self._saved > self.checkpoint_seconds
         return self._agree(due)
 
     def _agree(self, due: bool) -> bool:
@@ -70,6 +68,16 @@ class Run:
         flag = torch.tensor([int(due)], device=self.device)
         dist.broadcast(flag, src=0)
         return bool(flag.item())
+
+    def average(self, value: torch.Tensor) -> float:
+        """The mean of a number over the ranks; every rank calls it."""
+        if self.world == 1:
+            return float(value)
+        import torch.distributed as dist
+
+        value = value.detach().clone()
+        dist.all_reduce(value)
+        return float(value) / self.world
 
     def save(self, tensors: Mapping[str, torch.Tensor], numbers: Mapping[str, Any]) -> None:
         """A checkpoint, from rank 0; every rank calls it."""
@@ -116,7 +124,7 @@ def train(loop: Loop, payload: Mapping[str, Any], *, resources: Any, work: Path,
         _worker,
         train_loop_config={
             "loop": loop, "payload": dict(payload), "work": str(work),
-            "cpus": resources.cpus, "gpus": resources.gpus,
+            "cpus": resources.cpus, "gpus": resources.gpus, "checkpoint_seconds": CHECKPOINT_SECONDS,
         },
         scaling_config=ScalingConfig(
             num_workers=resources.workers,
@@ -155,6 +163,7 @@ def _worker(config: dict[str, Any]) -> None:
         world=context.get_world_size(),
         resume=Path(checkpoint.path) if checkpoint else None,
         report=report,
+        checkpoint_seconds=config["checkpoint_seconds"],
     )
     config["loop"](run, config["payload"])
 

@@ -1,0 +1,207 @@
+"""Stages on a real Ray cluster: what workers, pools, batches and killed processes do not change."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from diffult_ray import config, files, pipeline
+from diffult_ray.build import build_one
+from diffult_ray.store import Store
+from tests.conftest import TINY
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory):
+    path = tmp_path_factory.mktemp("sweep") / "tiny.yaml"
+    path.write_text(TINY)
+
+    def make(*overrides: str) -> config.Experiment:
+        sweep = config.load(str(path), ["search.filter.threshold.grid=[2]", *overrides])
+        return next(e for e in config.experiments(sweep) if e.method == "diffult")
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return Store(tmp_path_factory.mktemp("storage"))
+
+
+def build(stage: pipeline.Stage, store: Store) -> Path:
+    for each in stage.walk():
+        if store.find(each) is None:
+            build_one(each, store)
+    return store.folder(stage)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return files.read_tensors(next((folder / "unet").glob("*.safetensors")))
+
+
+def losses(folder: Path) -> list[float]:
+    return [row["loss"] for row in files.read_json(folder / "history.json")]
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 120) -> object:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        found = condition()
+        if found:
+            return found
+        time.sleep(0.05)
+    raise AssertionError("the condition did not come true")
+
+
+def processes_called(name: str) -> list[int]:
+    """Ids of this user's processes whose title holds a name."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            title = (entry / "cmdline").read_bytes().decode(errors="replace")
+        except OSError:
+            continue
+        if name in title and f"RAY_TMPDIR={os.environ['RAY_TMPDIR']}" in _environment(entry):
+            found.append(int(entry.name))
+    return found
+
+
+def _environment(entry: Path) -> str:
+    try:
+        return (entry / "environ").read_bytes().decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def progress(store: Store, stage: pipeline.Stage) -> int:
+    try:
+        return files.read_json(store.work(stage) / "progress.json")["done"]
+    except (OSError, ValueError):
+        return 0
+
+
+@pytest.mark.parametrize("regulariser", ["none", "cbdm"])
+def test_two_ddp_workers_train_what_one_does(cluster, experiment, tmp_path, regulariser):
+    one, two = Store(tmp_path / "one"), Store(tmp_path / "two")
+    overrides = [f"generator.regulariser={regulariser}", "generator.steps=60"]
+    alone = build(pipeline.generator(experiment(*overrides, "resources.generator.workers=1")), one)
+    shared = build(pipeline.generator(experiment(*overrides, "resources.generator.workers=2")), two)
+    assert losses(shared) == pytest.approx(losses(alone), rel=2e-3)
+    assert losses(alone)[-1] < 0.6 * losses(alone)[0]
+    for name, tensor in weights(alone).items():
+        torch.testing.assert_close(weights(shared)[name], tensor, rtol=0.05, atol=5e-3, msg=name)
+
+
+def test_a_killed_training_worker_goes_on_from_its_checkpoint(
+    cluster, experiment, store, tmp_path, monkeypatch
+):
+    """The run that was hit ends with the weights of the run that was not."""
+    overrides = ["generator.steps=600", "resources.generator.workers=1"]
+    undisturbed = build(pipeline.generator(experiment(*overrides)), store)
+    hit = Store(tmp_path)
+    stage = pipeline.generator(experiment(*overrides, "tune.seed=0"))
+    failed: list[BaseException] = []
+    monkeypatch.setattr("diffult_ray.stages.training.CHECKPOINT_SECONDS", 0.5)
+
+    def work() -> None:
+        try:
+            build(stage, hit)
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    wait_for(lambda: list(hit.work(stage).glob("**/checkpoint*/state.safetensors")))
+    wait_for(lambda: progress(hit, stage) > 100)
+    victims = wait_for(lambda: processes_called("RayTrainWorker"))
+    for pid in victims:
+        os.kill(pid, signal.SIGKILL)
+    thread.join()
+    assert failed == []
+    assert losses(hit.folder(stage)) == losses(undisturbed)
+    for name, tensor in weights(undisturbed).items():
+        assert torch.equal(weights(hit.folder(stage))[name], tensor), name
+
+
+def pool_of(folder: Path):
+    return pq.read_table(folder / "pool").sort_by([("label", "ascending"), ("id", "ascending")])
+
+
+def test_the_pool_depends_neither_on_actors_nor_on_batches(cluster, experiment, store, tmp_path, monkeypatch):
+    stage = pipeline.images(experiment("resources.images.workers=1"))
+    expected = pool_of(build(stage, store))
+    other = Store(tmp_path)
+    (tmp_path / "artifacts").mkdir()
+    for needed in ("split", "generator"):
+        (tmp_path / "artifacts" / needed).symlink_to(store.root / "artifacts" / needed)
+    monkeypatch.setattr("diffult_ray.stages.dataflow.BLOCK_ROWS", 37)
+    two = pipeline.images(experiment("resources.images.workers=2", "resources.images.cpus=0.8"))
+    assert two.key == stage.key
+    assert pool_of(build(two, other)).equals(expected)
+
+
+def test_a_killed_sampler_changes_nothing(cluster, experiment, store, tmp_path, monkeypatch):
+    stage = pipeline.images(experiment("generation.steps=60", "generation.sampler=ddim"))
+    expected = pool_of(build(stage, store))
+    other = Store(tmp_path)
+    (tmp_path / "artifacts").mkdir()
+    for needed in ("split", "generator"):
+        (tmp_path / "artifacts" / needed).symlink_to(store.root / "artifacts" / needed)
+    monkeypatch.setattr("diffult_ray.stages.dataflow.BLOCK_ROWS", 16)
+    thread = threading.Thread(target=build, args=(stage, other))
+    thread.start()
+    wait_for(lambda: list((other.work(stage) / "parts").glob("*.parquet")))
+    victims = wait_for(lambda: processes_called("MapWorker"))
+    for pid in victims:
+        os.kill(pid, signal.SIGKILL)
+    thread.join()
+    assert pool_of(other.folder(stage)).equals(expected)
+
+
+def test_more_images_a_class_begin_with_those_of_fewer(cluster, experiment, store):
+    few = pool_of(build(pipeline.images(experiment("generation.per_class=25")), store)).to_pylist()
+    many = pool_of(build(pipeline.images(experiment("generation.per_class=30")), store)).to_pylist()
+    known = {(row["label"], row["id"]): row["image"]["bytes"] for row in many}
+    assert 0 < len(few) < len(many)
+    assert all(known[row["label"], row["id"]] == row["image"]["bytes"] for row in few)
+
+
+def test_a_generator_of_fewer_steps_is_a_prefix(cluster, experiment, tmp_path):
+    from diffult_ray.build import build_together
+
+    short, long = (pipeline.generator(experiment(f"generator.steps={n}")) for n in (30, 60))
+    together, alone = Store(tmp_path / "together"), Store(tmp_path / "alone")
+    build(short.inputs["split"], together)
+    build_together([short, long], together)
+    expected = weights(build(short, alone))
+    found = weights(together.folder(short))
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_the_same_classifier_in_its_own_process_and_under_a_trainer(cluster, experiment, store, tmp_path):
+    """One loop: with one worker the two ways end with the same weights."""
+    from diffult_ray.stages import Order, classifier, training
+
+    stage = pipeline.classifier(experiment())
+    here = build(stage, store)
+    inputs = {name: store.folder(s) for name, s in stage.inputs.items()}
+    order = Order(dict(stage.config), inputs, tmp_path / "out", tmp_path / "work")
+    (tmp_path / "out").mkdir(), (tmp_path / "work").mkdir()
+    training.train(
+        classifier._loop, classifier._payload(order, part=None),
+        resources=SimpleNamespace(workers=1, cpus=1.0, gpus=0.0), work=order.work, name="under-a-trainer",
+    )
+    expected = files.read_tensors(here / "model.safetensors")
+    found = files.read_tensors(tmp_path / "out" / "model.safetensors")
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
