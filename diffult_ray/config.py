@@ -86,20 +86,117 @@ class Section(BaseModel):
     )
 
 
+class Lists(Section):
+    """List files under `dataset.root`, `relative/path label` a line; labels count from 0."""
+
+    train: str | None = None
+    validation: str | None = None
+    test: str | None = None
+    names: str | None = None  # one class name a line; without it the labels are the names
+
+
+class Columns(Section):
+    """The columns of parquet files: encoded images (or Hugging Face's struct) and whole labels."""
+
+    image: str = Field("image", min_length=1)
+    label: str = Field("label", min_length=1)
+
+
+EMBEDDED = ("digits",)
+OFFICIAL = ("cifar10", "cifar100")
+LARGEST_CLASS = {"digits": 500, "cifar10": 5000, "cifar100": 500}  # n_max unless given
+
+
 class Dataset(Section):
-    name: Literal["digits"] = "digits"
-    root: str | None = None
-    imbalance_factor: Float = Field(100.0, ge=1)
-    max_per_class: Int = Field(500, ge=1)  # n_max of the exponential profile
+    """Which images, and the long tail that is cut out of them.
+
+    Sets that come balanced (digits, CIFAR) have the exponential profile unless another is given;
+    a researcher's own (folder, lists, parquet) are long-tailed by nature and taken as they are.
+    """
+
+    name: Literal["digits", "cifar10", "cifar100", "folder", "lists", "parquet"] = "digits"
+    root: str | None = None  # a folder; parquet: a folder, a file, or a URI such as s3://bucket/path
+    download: bool = False  # cifar10, cifar100: fetch the official archive into `root`
+    lists: Lists = Lists()
+    columns: Columns = Columns()
+    group_pattern: str | None = None  # on the file name; images of one first capture group stay together
+    profile: Literal["exp", "step", "pareto", "natural"] = "exp"
+    imbalance_factor: Float = Field(100.0, ge=1)  # IF = largest / smallest class; natural has its own
+    max_per_class: Int | None = Field(500, ge=1)  # n_max; natural: a cap, null for none
     image_size: Int | None = Field(None, ge=4)  # None: as stored
-    validation_per_class: Int = Field(0, ge=0)  # taken off what the long-tailed split leaves over
+    channels: Literal[1, 3] | None = None  # None: as the source
+    loading: Literal["auto", "memory", "stream"] = "auto"  # auto: memory while the images are small
+    on_error: Literal["stop", "skip"] = "stop"  # faulty images: refuse the set, or leave them out
+    validation_per_class: Int = Field(0, ge=0)  # where the source has no validation part of its own
+    test_per_class: Int | None = Field(None, ge=1)  # held out where the source has no test part
     seed: Seed = 0  # 0 is the field's split
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_the_set(cls, values: Any) -> Any:
+        """A default written out changes no key, so each set's own are filled in here."""
+        if not isinstance(values, Mapping):
+            return values
+        name = values.get("name", "digits")
+        ours = name in EMBEDDED + OFFICIAL if isinstance(name, str) else False
+        profile = values.get("profile") or ("exp" if ours else "natural")
+        largest = values.get("max_per_class")
+        if largest is None and profile != "natural":
+            largest = LARGEST_CLASS.get(name, 500)
+        return {**values, "profile": profile, "max_per_class": largest}
+
+    @model_validator(mode="after")
+    def _belongs_together(self) -> Dataset:
+        for broken, key, rule, advice in self._rules():
+            if broken:
+                raise Rule(rule, key, value=getattr(self, key.partition(".")[0]), advice=advice)
+        return self
+
+    def _rules(self) -> Iterator[tuple[bool, str, str, str]]:
+        """(is broken, key, rule, advice), the keys that a set needs before those that it does not take."""
+        name, embedded, official = self.name, self.name in EMBEDDED, self.name in OFFICIAL
+        encoded, elsewhere = not embedded and not official, self.root is not None and "://" in self.root
+        pattern = self.group_pattern
+        yield not embedded and not self.root, "root", f"is needed for {name}", "say where the data are"
+        yield elsewhere and name != "parquet", "root", "is a mounted folder; a URI is for parquet", ""
+        yield (encoded and self.image_size is None, "image_size",
+               f"is needed for {name}, whose images may have any size", "set it")
+        yield name == "lists" and not self.lists.train, "lists.train", "is needed: a file under `root`", ""
+        yield name != "lists" and self.lists != Lists(), "lists", "is for `name: lists`", "drop it"
+        yield name != "parquet" and self.columns != Columns(), "columns", "is for `name: parquet`", "drop it"
+        yield self.download and not official, "download", "is for cifar10 and cifar100", "drop it"
+        yield (not encoded and self.loading == "stream", "loading",
+               f"streams folder, lists and parquet; {name} are held in memory", "drop it")
+        yield (pattern is not None and name not in ("folder", "lists"), "group_pattern",
+               "reads file names, so it is for folder and lists", "drop it")
+        yield (pattern is not None and _groups(pattern) < 1, "group_pattern",
+               "is a regular expression with a capture group", "e.g. (track[0-9]+)_")
+        yield (official and self.test_per_class is not None, "test_per_class",
+               f"is for sets without a test part; {name} has its own", "drop it")
+
+    @property
+    def summary(self) -> str:
+        """The set and its tail in a few words."""
+        if self.profile == "natural":
+            tail = "as it comes"
+        else:
+            tail = f"{self.profile} profile, imbalance factor {self.imbalance_factor:g}"
+        most = "" if self.max_per_class is None else f", at most {self.max_per_class} a class"
+        return f"{self.name}, {tail}{most}"
+
+
+def _groups(pattern: str) -> int:
+    """Capture groups of a regular expression; -1 if it is none."""
+    try:
+        return re.compile(pattern).groups
+    except re.error:
+        return -1
 
 
 class ClassifierTraining(Section):
     """LDAM-DRW's public recipe on CIFAR; its length is in `epochs`, 200 unless given, or in `steps`."""
 
-    architecture: Literal["cnn", "resnet32"] = "resnet32"
+    architecture: Literal["cnn", "resnet32", "resnet10", "resnet18", "resnet50"] = "resnet32"
     epochs: Int | None = Field(None, ge=1)
     steps: Int | None = Field(None, ge=1)
     batch_size: Int = Field(128, ge=1)
@@ -498,7 +595,7 @@ SWEEP_KEYS = ("name", "description", "baselines", *(f"tune.{k}" for k in Tune.mo
               *(f"tracking.{k}" for k in Tracking.model_fields))
 
 # How fast a stage runs, how results are measured, and which images choose: they make no other trial.
-NOT_SEARCHED = re.compile(r"resources\..*|quality\..*|dataset\.root|select")
+NOT_SEARCHED = re.compile(r"resources\..*|quality\..*|dataset\.(root|download|loading)|select")
 
 
 def _override(values: dict[str, Any], override: str, told: dict[str, str]) -> None:

@@ -22,16 +22,17 @@ from functools import cached_property, lru_cache, wraps
 from types import SimpleNamespace
 from typing import Any
 
-from diffult_ray.config import Experiment, Section
+from diffult_ray.config import Dataset, Experiment, Section
+from diffult_ray.data.sources import identity
 
 # Raised when a stage's code changes what it makes of the same configuration and inputs.
 VERSIONS = {
-    "split": 1, "extractor": 1, "reference": 1, "generator": 1,
+    "split": 2, "extractor": 1, "reference": 1, "generator": 1,
     "images": 1, "scores": 1, "quality": 1, "classifier": 1,
 }
 
-# Changes how fast a stage runs, not what it makes beyond rounding: in no key.
-NOT_IN_KEYS = frozenset({"resources", "root"})
+# Changes how fast a stage runs, not what it makes beyond rounding, or where the data lie: in no key.
+NOT_IN_KEYS = frozenset({"resources", "root", "download", "loading"})
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,22 @@ class Stage:
         yield self
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a split's images lie and how they are read. It is made in the driver and holds no processor."""
+
+    root: str | None
+    download: bool
+    loading: str
+    workers: int = 0
+    cpus: float = 0.0
+    gpus: float = 0.0
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> Place:
+        return cls(dataset.root, dataset.download, dataset.loading)
+
+
 def _once(*sections: str) -> Callable[[Callable[[Any], Stage]], Callable[[Any], Stage]]:
     """Experiments that agree in these sections get the same object, whose key is hashed once.
 
@@ -89,7 +106,9 @@ def _once(*sections: str) -> Callable[[Callable[[Any], Stage]], Callable[[Any], 
 
 @_once("dataset")
 def split(e: Experiment) -> Stage:
-    return Stage("split", _section(e.dataset))
+    """Keyed by the set's content, wherever it lies."""
+    config = {**_section(e.dataset), "content": identity(e.dataset)}
+    return Stage("split", config, resources=Place.of(e.dataset))
 
 
 @_once("dataset", "extractor", "resources")

@@ -321,8 +321,7 @@ class Session:
         }
 
     def _dataset_line(self) -> str:
-        d = self.plan.trials[0].experiment.dataset
-        return f"{d.name}, imbalance factor {d.imbalance_factor:g}, at most {d.max_per_class} a class"
+        return self.plan.trials[0].experiment.dataset.summary
 
     def _print_results(self, data: Any = None) -> None:
         import pandas as pd

@@ -160,11 +160,13 @@ def with_other(key: str, e: Experiment = BASE) -> Experiment:
         for stage, value in seeds.items():
             e = e.model_copy(update={stage: getattr(e, stage).model_copy(update=value)})
         return e.model_copy(update={"seed": 1})
+    if key == "dataset.name":  # of a set that exists, as the key is of its content
+        return e.model_copy(update={"dataset": e.dataset.model_copy(update={"name": "cifar100"})})
     return changed(e, key)
 
 
 IN_NO_KEY = {
-    "dataset.root",  # where the data lie
+    "dataset.root", "dataset.download", "dataset.loading",  # where the data lie, and how they are read
     "select",  # which images choose between cells
     *(k for k in config.known_keys() if k.startswith("resources.")),  # how fast a stage runs
 }

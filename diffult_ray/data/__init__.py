@@ -1,5 +1,5 @@
-"""Sources, the long-tailed profile and batches. Knows neither Ray nor MLflow."""
+"""Sources, the long-tailed profile, splits and batches. Knows neither Ray nor MLflow."""
 
-from diffult_ray.data.split import Split, load_split, make_split, save_split
+from diffult_ray.data.split import Part, Split, load_split, make_split, save_split
 
-__all__ = ["Split", "load_split", "make_split", "save_split"]
+__all__ = ["Part", "Split", "load_split", "make_split", "save_split"]

@@ -1,28 +1,39 @@
-"""The long-tailed split: which images train, which choose between cells, which test."""
+"""The long-tailed split as one object, on disk and in memory, whichever set it comes from."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from diffult_ray import files
-from diffult_ray.data import digits
-from diffult_ray.data.longtail import choose, exponential_counts
-from diffult_ray.errors import BadInput
+from diffult_ray.config import Dataset
+from diffult_ray.data import pixels
+from diffult_ray.data.choice import Choice, choose_parts
+from diffult_ray.data.decode import decode
+from diffult_ray.data.encoded import read_bytes
+from diffult_ray.data.source import Faults, Records, Source, check_classes
+from diffult_ray.data.sources import open_source
 
 PARTS = ("train", "validation", "test", "balanced")
 
 
 @dataclass(frozen=True)
 class Part:
-    """Images [n, C, H, W] uint8, labels [n] int64, and their indices [n] in the source."""
+    """Images [n, C, H, W] uint8, labels [n] int64, and their indices [n] in the source's part.
 
-    images: np.ndarray
+    A streamed part has no images but references: `paths` [n] str relative to the split's root, and
+    `rows` [n] int64, the row inside a parquet file, or -1 where the file itself is the image.
+    """
+
+    images: np.ndarray | None
     labels: np.ndarray
     source: np.ndarray
+    paths: np.ndarray | None = None
+    rows: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -32,9 +43,13 @@ class Part:
 class Split:
     """A long-tailed set.
 
-    `train` is the long tail; `validation` (balanced, perhaps empty) chooses between the cells of a
-    sweep; `test` is balanced; `balanced` is the full balanced training set, which only measures:
-    it holds `train` and what the profile left over, and no image of the other two.
+    `train` is the long tail; `validation` (perhaps empty) chooses between the cells of a sweep;
+    `test` measures; `balanced` is the full training set, which only measures: it holds `train` and
+    what the profile left over, and no image of the other two. A set that is taken as it comes has
+    nothing left over, and `balanced` is `train`.
+
+    `facts` are what `split.json` tells besides: root, fingerprint, skipped, notes, column, and channels
+    and image_size, which a streamed split cannot tell from its images.
     """
 
     name: str
@@ -43,6 +58,8 @@ class Split:
     validation: Part
     test: Part
     balanced: Part
+    streamed: bool = False
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def num_classes(self) -> int:
@@ -55,108 +72,192 @@ class Split:
 
     @property
     def channels(self) -> int:
-        return self.train.images.shape[1]
+        return self.facts["channels"] if self.streamed else self.train.images.shape[1]
 
     @property
     def image_size(self) -> int:
-        return self.train.images.shape[-1]
+        return self.facts["image_size"] if self.streamed else self.train.images.shape[-1]
+
+    def encoded(self, part: str, index: np.ndarray) -> list[bytes]:
+        """Encoded images of a streamed part at `index` [k], in its order.
+
+        Raises:
+            OSError: for a file that cannot be read.
+            ValueError: for a row that has no image.
+        """
+        chosen: Part = getattr(self, part)
+        column = self.facts["column"]
+        return read_bytes(self.facts["root"], chosen.paths[index], chosen.rows[index], column=column)
+
+    def pixels(self, part: str, index: np.ndarray) -> np.ndarray:
+        """Pixels [k, C, H, W] uint8 of a part at `index` [k], in memory or streamed.
+
+        Raises:
+            OSError, ValueError: as `encoded`, and for an image that cannot be decoded.
+        """
+        if not self.streamed:
+            return getattr(self, part).images[index]
+        shape = {"channels": self.channels, "image_size": self.image_size}
+        images = [decode(data, **shape) for data in self.encoded(part, index)]
+        return np.stack(images) if images else np.empty((0, self.channels, *(self.image_size,) * 2), np.uint8)
+
+
+# --- making -------------------------------------------------------------------------------------
 
 
 def make_split(config: Any) -> Split:
-    """The split of a `dataset` section.
+    """The split of a `dataset` section: every image that it may take is read or checked before.
 
     Raises:
-        BadInput: if the set has too few images for what is asked.
+        BadInput: for a set that is not there or has faulty images, or too few for what is asked.
     """
-    images, labels, names = digits.load()
-    images = _resized(images, config.image_size)
-    parts = _digits_indices(labels, config)
+    config = config if isinstance(config, Dataset) else Dataset.model_validate(vars(config))
+    faults = Faults(config.on_error)
+    source, streamed, facts = _read(open_source(config, faults), config, faults)
+    where = f"dataset.root {source.root}" if source.root else "dataset"
+    total = len(faults.found) + sum(len(records) for records in source.parts.values())
+    faults.settle(where, total)
+    check_classes(source, where)
+    choice = choose_parts(source, config)
+    parts = {name: _part(source.parts[part], index, streamed) for name, (part, index) in choice.parts.items()}
+    if np.array_equal(parts["balanced"].source, parts["train"].source):
+        parts["balanced"] = parts["train"]
     return Split(
-        name=config.name,
-        class_names=names,
-        **{name: Part(images[i], labels[i], i) for name, i in parts.items()},
+        name=source.name,
+        class_names=source.class_names,
+        streamed=streamed,
+        facts={**facts, **_facts(source, faults, choice)},
+        **parts,
     )
 
 
-def _digits_indices(labels: np.ndarray, config: Any) -> dict[str, np.ndarray]:
-    """Test first, so that it stays the same images whatever the profile; then validation, then train."""
-    classes = int(labels.max()) + 1
-    held = choose(labels, [digits.TEST_PER_CLASS + config.validation_per_class] * classes, config.seed)
-    held = held.reshape(classes, -1)
-    test, validation = held[:, : digits.TEST_PER_CLASS], held[:, digits.TEST_PER_CLASS :]
-    left = labels.copy()
-    left[held.ravel()] = -1
-    room = np.bincount(left[left >= 0], minlength=classes)
-    counts = exponential_counts(config.max_per_class, config.imbalance_factor, classes)
-    _check_counts(counts, room, config)
-    train = choose(left, counts, config.seed)
-    # The same shuffle without a tail, so that it contains `train`; a class may be a few images short.
-    full = [min(config.max_per_class, int(n)) for n in room]
-    balanced = choose(left, full, config.seed)
+def _read(source: Source, config: Dataset, faults: Faults) -> tuple[Source, bool, dict[str, int]]:
+    """The source with pixels, or with checked references; whether it is streamed; and the images' shape."""
+    size = pixels.check_size(source, config.image_size)
+    shape = {"channels": pixels.channels_of(source, config.channels), "image_size": size}
+    if not source.streamable:
+        parts = {
+            part: Records(records.labels, pixels=pixels.converted(records.pixels, **shape))
+            for part, records in source.parts.items()
+        }
+        return source.with_parts(parts), False, shape
+    if pixels.is_streamed(source, loading=config.loading, **shape):
+        return pixels.checked(source, faults), True, shape
+    return pixels.decoded(source, faults, **shape), False, shape
+
+
+def _part(records: Records, index: np.ndarray, streamed: bool) -> Part:
+    chosen = records.take(index)
+    if streamed:
+        return Part(None, chosen.labels, index, chosen.paths, chosen.rows)
+    return Part(chosen.pixels, chosen.labels, index)
+
+
+def _facts(source: Source, faults: Faults, choice: Choice) -> dict[str, Any]:
     return {
-        "train": train,
-        "validation": validation.ravel(),
-        "test": test.ravel(),
-        "balanced": balanced,
+        "root": source.root,
+        "fingerprint": source.fingerprint,
+        "column": source.column,
+        "skipped": faults.facts,
+        "notes": choice.notes,
     }
 
 
-def _check_counts(counts: list[int], room: np.ndarray, config: Any) -> None:
-    for c, (count, there) in enumerate(zip(counts, room, strict=True)):
-        if count > there:
-            raise BadInput(
-                where="dataset.max_per_class",
-                rule=f"class {c} of digits has {there} images beside test and validation",
-                value=f"{config.max_per_class}, which takes {count} of it",
-                advice="lower it, or dataset.validation_per_class",
-            )
-    if min(counts) == 0:
-        raise BadInput(
-            where="dataset.imbalance_factor",
-            rule="leaves a class without a training image",
-            value=config.imbalance_factor,
-            advice=f"at most dataset.max_per_class ({config.max_per_class})",
-        )
-
-
-def _resized(images: np.ndarray, size: int | None) -> np.ndarray:
-    if size is None or images.shape[-1] == size:
-        return images
-    import torch
-    from torch.nn.functional import interpolate
-
-    tensor = torch.from_numpy(images).float()
-    resized = interpolate(tensor, size=(size, size), mode="bilinear", antialias=True)
-    return resized.round().clamp(0, 255).to(torch.uint8).numpy()
+# --- on disk ------------------------------------------------------------------------------------
 
 
 def save_split(split: Split, folder: str | Path) -> None:
-    """Write `split.safetensors` and `split.json` into a folder."""
-    import torch
+    """Write `split.json`, and the parts: one `<part>.safetensors` each, or `split.parquet` if streamed.
 
-    tensors = {}
-    for name in PARTS:
-        part = getattr(split, name)
-        for field in ("images", "labels", "source"):
-            tensors[f"{name}.{field}"] = torch.from_numpy(getattr(part, field))
-    files.write_tensors(Path(folder) / "split.safetensors", tensors)
-    files.write_json(
-        Path(folder) / "split.json",
-        {
-            "name": split.name,
-            "class_names": split.class_names,
-            "class_counts": split.counts,
-            "parts": {name: len(getattr(split, name)) for name in PARTS},
-        },
+    A streamed split holds paths relative to its root, and never pixels.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    stored = [name for name in PARTS if name != "balanced" or split.balanced is not split.train]
+    if split.streamed:
+        _write_references(split, stored, folder / "split.parquet")
+    else:
+        for name in stored:
+            _write_arrays(getattr(split, name), folder / f"{name}.safetensors")
+    files.write_json(folder / "split.json", {
+        **split.facts,
+        "name": split.name,
+        "class_names": split.class_names,
+        "class_counts": split.counts,
+        "parts": {name: len(getattr(split, name)) for name in PARTS},
+        "stored": stored,
+        "streamed": split.streamed,
+        "channels": split.channels,
+        "image_size": split.image_size,
+    })
+
+
+def load_split(folder: str | Path, root: str | None = None) -> Split:
+    """Read what `save_split` wrote; pixels are mapped, so that only those which are used are read.
+
+    Args:
+        root: where the data of a streamed split lie now, if not where they lay when it was made.
+    """
+    folder = Path(folder)
+    facts = files.read_json(folder / "split.json")
+    if facts["streamed"]:
+        parts = _read_references(folder / "split.parquet", facts["stored"])
+    else:
+        parts = {name: _read_arrays(folder / f"{name}.safetensors") for name in facts["stored"]}
+    parts.setdefault("balanced", parts["train"])
+    kept = ("root", "fingerprint", "column", "skipped", "notes", "channels", "image_size")
+    known = {key: facts[key] for key in kept if key in facts}
+    return Split(
+        name=facts["name"],
+        class_names=facts["class_names"],
+        streamed=facts["streamed"],
+        facts={**known, "root": root} if root else known,
+        **parts,
     )
 
 
-def load_split(folder: str | Path) -> Split:
-    """Read what `save_split` wrote."""
-    facts = files.read_json(Path(folder) / "split.json")
-    tensors = files.read_tensors(Path(folder) / "split.safetensors")
-    parts = {
-        name: Part(*(tensors[f"{name}.{f}"].numpy() for f in ("images", "labels", "source")))
-        for name in PARTS
-    }
-    return Split(name=facts["name"], class_names=facts["class_names"], **parts)
+def _write_arrays(part: Part, path: Path) -> None:
+    """Straight to the disk, since a copy of two gigabytes may not fit beside them."""
+    from safetensors.numpy import save_file
+
+    arrays = {"images": part.images, "labels": part.labels, "source": part.source}
+    temporary = path.with_name(f".{path.name}.tmp")
+    save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, temporary)
+    temporary.chmod(0o644)  # safetensors writes for its owner alone; a cluster's users share artifacts
+    temporary.replace(path)
+
+
+def _read_arrays(path: Path) -> Part:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as tensors:
+        return Part(*(tensors.get_tensor(name).numpy() for name in ("images", "labels", "source")))
+
+
+def _write_references(split: Split, names: list[str], path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    parts = [(name, getattr(split, name)) for name in names]
+    columns = {"part": np.concatenate([np.full(len(part), name, object) for name, part in parts])}
+    for column, field_name in (("path", "paths"), ("row", "rows"), ("label", "labels"), ("source", "source")):
+        columns[column] = np.concatenate([getattr(part, field_name) for _, part in parts])
+    table = pa.table({
+        **columns, **{name: pa.array(columns[name], pa.string()) for name in ("part", "path")},
+    })
+    temporary = path.with_name(f".{path.name}.tmp")
+    pq.write_table(table, temporary, compression="zstd")
+    temporary.replace(path)
+
+
+def _read_references(path: Path, names: list[str]) -> dict[str, Part]:
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(path).to_pandas()
+    return {name: _references(table[table["part"] == name]) for name in names}
+
+
+def _references(table: Any) -> Part:
+    paths = table["path"].to_numpy(dtype=object)
+    labels, source, rows = (table[c].to_numpy(dtype=np.int64) for c in ("label", "source", "row"))
+    return Part(None, labels, source, paths, rows)

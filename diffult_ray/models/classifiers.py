@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 from torch.nn import functional
@@ -76,7 +78,40 @@ def _resnet32(*, channels: int, image_size: int, num_classes: int) -> Classifier
     return Classifier(backbone, 64, num_classes)
 
 
-ARCHITECTURES = {"cnn": _cnn, "resnet32": _resnet32}
+SMALL = 64  # images of up to this side keep their resolution through the stem
+
+
+def _imagenet_resnet(block: str, layers: tuple[int, int, int, int]) -> Callable[..., Classifier]:
+    """torchvision's ResNet of that many blocks a level (He et al., 2016, table 1)."""
+
+    def build(*, channels: int, image_size: int, num_classes: int) -> Classifier:
+        from torchvision.models import resnet
+
+        backbone = resnet.ResNet(getattr(resnet, block), list(layers), num_classes=num_classes)
+        width, backbone.fc = backbone.fc.in_features, nn.Identity()
+        _fit_stem(backbone, channels, image_size)
+        return Classifier(backbone, width, num_classes)
+
+    return build
+
+
+def _fit_stem(backbone: nn.Module, channels: int, image_size: int) -> None:
+    """7x7 with stride 2 and pooling, or, where that would leave too little of an image, 3x3 alone."""
+    if image_size <= SMALL:
+        backbone.conv1 = nn.Conv2d(channels, 64, 3, padding=1, bias=False)
+        backbone.maxpool = nn.Identity()
+    elif channels != 3:
+        backbone.conv1 = nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=False)
+    nn.init.kaiming_normal_(backbone.conv1.weight, mode="fan_out", nonlinearity="relu")
+
+
+ARCHITECTURES: dict[str, Callable[..., Classifier]] = {
+    "cnn": _cnn,
+    "resnet32": _resnet32,
+    "resnet10": _imagenet_resnet("BasicBlock", (1, 1, 1, 1)),
+    "resnet18": _imagenet_resnet("BasicBlock", (2, 2, 2, 2)),
+    "resnet50": _imagenet_resnet("Bottleneck", (3, 4, 6, 3)),
+}
 
 
 def build_classifier(

@@ -3,10 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from diffusers import UNet2DModel
+
+
+# Image size -> settings of `generator`: 32 is the public CBDM code's, 64 the same with a level more;
+# 8 and 28 are ours, small enough for a processor.
+PRESETS: dict[int, dict[str, Any]] = {
+    8: {"channels": (32, 64), "blocks": 1, "attention": (4,), "dropout": 0.0},
+    28: {"channels": (64, 128, 128), "blocks": 2, "attention": (14,), "dropout": 0.1},
+    32: {"channels": (128, 256, 256, 256), "blocks": 2, "attention": (16,), "dropout": 0.1},
+    64: {"channels": (128, 256, 256, 256, 512), "blocks": 2, "attention": (16,), "dropout": 0.1},
+}
+
+
+def unet_preset(image_size: int) -> dict[str, Any]:
+    """`channels`, `blocks`, `attention` and `dropout` of `build_unet` for images of a size.
+
+    Raises:
+        ValueError: for a size without a preset.
+    """
+    if image_size not in PRESETS:
+        raise ValueError(f"there are presets for {sorted(PRESETS)} pixels, not {image_size}")
+    return dict(PRESETS[image_size])
 
 
 def null_class(num_classes: int) -> int:
@@ -51,6 +72,6 @@ def build_unet(
         layers_per_block=blocks,
         dropout=dropout,
         norm_num_groups=min(32, channels[0] // 2, *channels),
-        attention_head_dim=max(channels),
+        attention_head_dim=None,  # one head, as wide as its level
         num_class_embeds=num_classes + 1,
     )
