@@ -140,7 +140,10 @@ def test_the_selected_classifier_answers_for_raw_images(finished, mlflow_runs):
     models = client.search_logged_models([parent.info.experiment_id])
     assert len(models) == 1
     mlflow.set_tracking_uri(f"sqlite:///{finished[0].storage}/mlflow.db")
-    loaded = mlflow.pyfunc.load_model(models[0].model_uri)
+    try:
+        loaded = mlflow.pyfunc.load_model(models[0].model_uri)
+    finally:
+        mlflow.set_tracking_uri(None)
     answer = np.asarray(loaded.predict(np.zeros((3, 1, 8, 8), np.uint8)))
     assert answer.shape == (3, 10)
     assert answer.sum(1).tolist() == pytest.approx([1.0] * 3, abs=1e-5)
