@@ -283,3 +283,11 @@ def test_ten_thousand_trials_are_planned_in_seconds(tmp_path):
     assert (trials, stages) == (10_015, 7)
     assert seconds < 5
     assert kilobytes < 500 * 1024
+
+
+def test_the_reference_of_the_keys_is_up_to_date():
+    """docs/CONFIGURATION.md is what `python docs/configuration.py` writes."""
+    import runpy
+
+    docs = Path(__file__).resolve().parents[1] / "docs"
+    assert runpy.run_path(str(docs / "configuration.py"))["page"]() == (docs / "CONFIGURATION.md").read_text()

@@ -1,0 +1,46 @@
+"""What counts as a trial that is done."""
+
+import io
+
+import pytest
+
+from diffult_ray import config, results
+from diffult_ray.plan import make_plan
+from diffult_ray.progress import Narrator
+from diffult_ray.store import Store
+from tests.conftest import TINY
+
+
+@pytest.fixture
+def plan(tmp_path):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(TINY)
+    return make_plan(config.load(str(path)))
+
+
+def watcher(plan, tmp_path):
+    from diffult_ray.trials import Watcher
+
+    told, said = {}, io.StringIO()
+    table = {t.key: t for t in plan.trials}
+    store = Store(tmp_path / "storage")
+    watch = Watcher(table, store, Narrator(said), lambda trial, error: told.update({trial.key: error}))
+    return watch, told, said, store
+
+
+def test_a_trial_that_ends_without_its_metric_has_failed(plan, tmp_path):
+    from types import SimpleNamespace
+
+    watch, told, said, store = watcher(plan, tmp_path)
+    first = plan.trials[0]
+    watch.on_trial_complete(1, [], SimpleNamespace(config={"trial": first.key}))
+    assert told == {first.key: "ended without a metric"}
+    assert f"trial 1/{len(plan.trials)} {first.title}: FAILED" in said.getvalue()
+    record = results.record(first, store, told[first.key])
+    assert (record["status"], record["error"]) == ("failed", "ended without a metric")
+
+
+def test_a_trial_that_tune_never_told_of_has_failed(plan, tmp_path):
+    watch, told, _, _ = watcher(plan, tmp_path)
+    watch.settle()
+    assert told == {t.key: "ended without a result" for t in plan.trials}
