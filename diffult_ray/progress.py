@@ -32,7 +32,7 @@ class Narrator:
         """How far something is, at most once an interval; the time left is by the rate seen so far."""
         now = time.monotonic()
         began, before = self._first.setdefault(label, (now, done))
-        if done <= before or now - self._told.get(label, began) < INTERVAL:
+        if done <= before or done >= total or now - self._told.get(label, began) < INTERVAL:
             return
         self._told[label] = now
         left = (now - began) * (total - done) / (done - before)

@@ -204,3 +204,16 @@ def test_balanced_counts(total, expected):
 def test_balanced_counts_refuse(total, classes):
     with pytest.raises(ValueError):
         balanced_counts(total, classes)
+
+
+@pytest.mark.parametrize("n", [20, 500, 1003])
+def test_the_inception_scores_splits_are_equal_and_blind_to_the_class(n):
+    from diffult_ray.method.quality import balanced_counts
+    from diffult_ray.stages import pool
+    from diffult_ray.stages.quality import SPLITS, _splits
+
+    rows = pool.requests(balanced_counts(n, 100), seed=0)
+    splits = _splits(rows["seed"].to_numpy())
+    sizes = np.bincount(splits, minlength=SPLITS)
+    assert sizes.sum() == n and sizes.max() - sizes.min() <= 1
+    assert abs(np.corrcoef(splits, rows["label"].to_numpy())[0, 1]) < 3 / math.sqrt(n)

@@ -14,6 +14,9 @@ from diffult_ray.stages.dataflow import by_target, from_tables, map_with_actors,
 from diffult_ray.stages.sampler import Samplers
 
 
+SPLITS = 10  # of the inception score
+
+
 class MeasureRows:
     """Samples the rows it is given, and returns their reference features and logits."""
 
@@ -37,7 +40,7 @@ class MeasureRows:
         found = outputs(model, normalise, torch.from_numpy(images), self.samplers.device)
         features, logits = (pa.FixedSizeListArray.from_arrays(x.numpy().ravel(), x.shape[1]) for x in found)
         targets = pa.array([target] * rows.num_rows, type=pa.int64())
-        return pa.table({"target": targets, "id": rows["id"], "features": features, "logits": logits})
+        return pa.table({"target": targets, "split": rows["split"], "features": features, "logits": logits})
 
 
 class Measures:
@@ -46,13 +49,12 @@ class Measures:
     def __init__(self) -> None:
         from diffult_ray.method.quality import InceptionScore, Moments
 
-        self.moments, self.score = Moments(), InceptionScore(splits=10)
+        self.moments, self.score = Moments(), InceptionScore(splits=SPLITS)
 
     def update(self, rows: pa.Table) -> None:
         features, logits = (_matrix(rows[name]) for name in ("features", "logits"))
         self.moments.update(features)
-        # The id within the class decides the split, so that each split has every class.
-        self.score.update(logits, rows["id"].to_numpy())
+        self.score.update(logits, rows["split"].to_numpy())
 
 
 def build(orders: Sequence[Order], resources: Any) -> None:
@@ -76,7 +78,15 @@ def _wanted(order: Order) -> pa.Table:
 
     classes = len(files.read_json(order.inputs["split"] / "split.json")["class_names"])
     counts = balanced_counts(order.config["images"], classes)
-    return pool.requests(counts, order.config["generation"]["seed"])
+    rows = pool.requests(counts, order.config["generation"]["seed"])
+    return rows.append_column("split", pa.array(_splits(rows["seed"].to_numpy())))
+
+
+def _splits(seeds: np.ndarray) -> np.ndarray:
+    """The inception score's split of each image: equal parts, in the random order of the images' seeds."""
+    rank = np.empty(len(seeds), dtype=np.int64)
+    rank[np.argsort(seeds)] = np.arange(len(seeds))
+    return rank * SPLITS // len(seeds)
 
 
 def _target(order: Order) -> dict[str, Any]:

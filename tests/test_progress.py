@@ -1,0 +1,21 @@
+"""What a sweep says while it runs."""
+
+import io
+
+from diffult_ray import progress
+from diffult_ray.progress import Narrator, clock
+
+
+def test_progress_is_told_with_the_time_left_and_not_once_all_is_done(monkeypatch):
+    monkeypatch.setattr(progress, "INTERVAL", 0.0)
+    said = io.StringIO()
+    narrator = Narrator(said)
+    for done in (0, 5, 10, 10):
+        narrator.progress("images", done, 10, "loss 0.5")
+    lines = said.getvalue().splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("[0:00] images: 5/10 (50%), loss 0.5, about 0:0")
+
+
+def test_the_clock():
+    assert [clock(s) for s in (0, 59.9, 61, 3599, 7500)] == ["0:00", "0:59", "1:01", "59:59", "2h05"]
