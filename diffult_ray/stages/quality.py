@@ -13,7 +13,6 @@ from diffult_ray.stages import Order, pool
 from diffult_ray.stages.dataflow import by_target, from_tables, map_with_actors, tell
 from diffult_ray.stages.sampler import Samplers
 
-
 SPLITS = 10  # of the inception score
 
 
