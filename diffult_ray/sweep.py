@@ -194,8 +194,17 @@ class Session:
         from diffult_ray import build
 
         for stage in self._needed(records):
-            if stage.name == "split" and self.store.find(stage) is None:
-                self.built[stage.key] = build.build_one(stage, self.store).seconds
+            if stage.name != "split":
+                continue
+            artifact = self.store.find(stage)
+            if artifact is None:
+                artifact = build.build_one(stage, self.store)
+                self.built[stage.key] = artifact.seconds
+            if artifact.summary["streamed"]:
+                raise BadInput(
+                    where="dataset.loading", rule="must be memory: stages do not train from a streamed set yet",
+                    value="stream", advice="lower dataset.image_size, or set dataset.loading: memory",
+                )
 
     def _needed(self, records: Mapping[str, Any]) -> list[Stage]:
         """The distinct stages before the trials that are not done."""

@@ -28,11 +28,6 @@ def build(orders: Sequence[Order], resources: Any) -> None:
             where="dataset.root", rule="the data changed while the sweep was starting", value=resources.root,
             advice="start it again when they are whole",
         )
-    if split.streamed:
-        raise BadInput(
-            where="dataset.loading", rule="must be memory: training from a streamed set is not there yet",
-            value=resources.loading, advice="lower dataset.image_size, or set dataset.loading: memory",
-        )
     save_split(split, order.out)
     files.write_json(order.out / "summary.json", {
         "classes": split.num_classes,
