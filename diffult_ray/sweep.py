@@ -202,8 +202,10 @@ class Session:
                 self.built[stage.key] = artifact.seconds
             if artifact.summary["streamed"]:
                 raise BadInput(
-                    where="dataset.loading", rule="must be memory: stages do not train from a streamed set yet",
-                    value="stream", advice="lower dataset.image_size, or set dataset.loading: memory",
+                    where="dataset.loading",
+                    rule="must be memory: stages do not train from a streamed set yet",
+                    value="stream",
+                    advice="lower dataset.image_size, or set dataset.loading: memory",
                 )
 
     def _needed(self, records: Mapping[str, Any]) -> list[Stage]:
