@@ -205,8 +205,12 @@ class ClassifierTraining(Section):
     weight_decay: Float = Field(2e-4, ge=0)
     warmup: Float = Field(0.025, ge=0, lt=1)  # share of the steps: 5 of 200 epochs
     schedule: Literal["step", "cosine"] = "step"  # step: x0.01 at 80% and 90% (epochs 160, 180)
-    crop_padding: Int = Field(4, ge=0)
+    augmentation: Literal["crop", "resized_crop"] = "crop"  # after padding, as on CIFAR; or RandomResizedCrop
+    crop_padding: Int = Field(4, ge=0)  # crop: zeros around the image that a crop may reach into
     flip: bool = True
+    cutout: Int = Field(0, ge=0)  # crop: side of the square that is cut out
+    jitter: Float = Field(0.0, ge=0, lt=1)  # resized_crop: of brightness, contrast and saturation
+    crop_area: Float = Field(0.08, gt=0, le=1)  # resized_crop: the least share of the image's area
     precision: Literal["auto", "float32", "bf16"] = "auto"
     seed: Seed = 0
 
@@ -223,6 +227,16 @@ class ClassifierTraining(Section):
             raise Rule(
                 "`steps` and `epochs` exclude each other", "steps", "epochs", advice="set one of them to null"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _augments_in_one_way(self) -> ClassifierTraining:
+        for key, other, off in (("jitter", "crop", 0.0), ("cutout", "resized_crop", 0)):
+            if self.augmentation == other and getattr(self, key) != off:
+                raise Rule(
+                    f"is not for `augmentation: {other}`", key, "augmentation", value=getattr(self, key),
+                    advice="drop it, or choose the other augmentation",
+                )
         return self
 
 
@@ -302,6 +316,7 @@ class StageResources(Section):
     workers: Int = Field(1, ge=1)
     cpus: Float = Field(1.0, gt=0)  # a worker
     gpus: Float = Field(0.0, ge=0)  # a worker; a fraction shares a GPU between processes
+    readers: Int = Field(1, ge=1)  # a worker: tasks that decode at a time, where the set is streamed
 
 
 class Resources(Section):
@@ -351,6 +366,17 @@ class Experiment(Section):
                 "`select: validation` needs `dataset.validation_per_class` above 0",
                 "dataset.validation_per_class", "select", value=0, advice="set it, or `select: test`",
             )
+        return self
+
+    @model_validator(mode="after")
+    def _can_augment(self) -> Experiment:
+        """A crop at the image's own resolution: in memory there are only the resized ones."""
+        for name in ("extractor", "classifier", "quality.reference"):
+            if self.at(name).augmentation == "resized_crop" and self.dataset.loading != "stream":
+                raise Rule(
+                    "`augmentation: resized_crop` needs `dataset.loading: stream`", f"{name}.augmentation",
+                    "dataset.loading", value="resized_crop", advice="set it, or `augmentation: crop`",
+                )
         return self
 
     @model_validator(mode="after")

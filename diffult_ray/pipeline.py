@@ -27,7 +27,7 @@ from diffult_ray.data.sources import identity
 
 # Raised when a stage's code changes what it makes of the same configuration and inputs.
 VERSIONS = {
-    "split": 2, "extractor": 1, "reference": 1, "generator": 1,
+    "split": 3, "extractor": 1, "reference": 1, "generator": 1,
     "images": 1, "scores": 1, "quality": 2, "classifier": 1,
 }
 

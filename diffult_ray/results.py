@@ -182,7 +182,8 @@ def gallery(trial: Trial, store: Store) -> dict[int, dict[str, np.ndarray]]:
     labels, bands = pool.column("label"), np.array(pool.table["band"].to_pylist(), dtype=object)
     shown = {}
     for c in range(split.num_classes):
-        shown[c] = {"real": _pixels(split.train.images[split.train.labels == c][:GALLERY_IMAGES])}
+        first = np.flatnonzero(split.train.labels == c)[:GALLERY_IMAGES]
+        shown[c] = {"real": _pixels(split.pixels("train", first))}
         for band in ("ID", "AID", "OOD"):
             rows = np.flatnonzero((labels == c) & (bands == band))[:GALLERY_IMAGES]
             if len(rows):

@@ -192,6 +192,7 @@ class Session:
     def _build_splits(self, records: Mapping[str, Any]) -> None:
         """A data set that cannot be had is a mistake in the sweep, told before anything else is written."""
         from diffult_ray import build
+        from diffult_ray.data import move
 
         for stage in self._needed(records):
             if stage.name != "split":
@@ -200,13 +201,9 @@ class Session:
             if artifact is None:
                 artifact = build.build_one(stage, self.store)
                 self.built[stage.key] = artifact.seconds
-            if artifact.summary["streamed"]:
-                raise BadInput(
-                    where="dataset.loading",
-                    rule="must be memory: stages do not train from a streamed set yet",
-                    value="stream",
-                    advice="lower dataset.image_size, or set dataset.loading: memory",
-                )
+            root = stage.resources.root
+            if root and "://" not in root and artifact.summary["streamed"]:
+                move(artifact.folder, str(Path(root).expanduser().absolute()))
 
     def _needed(self, records: Mapping[str, Any]) -> list[Stage]:
         """The distinct stages before the trials that are not done."""

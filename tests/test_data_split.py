@@ -213,19 +213,3 @@ def test_no_ray_behind_the_data():
            "import diffult_ray.data.batches, diffult_ray.data.__main__\n" \
            "sys.exit(bool({'ray', 'mlflow'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
-
-
-def test_a_sweep_over_a_streamed_set_is_refused_in_one_line(folder, tmp_path, capsys):
-    from diffult_ray.sweep import main
-
-    sweep = tmp_path / "s.yaml"
-    sweep.write_text(f"""
-name: streamed
-experiment:
-  dataset: {{name: folder, root: "{folder}", image_size: 8, loading: stream}}
-  select: test
-""")
-    assert main([str(sweep), "tracking.enabled=false", "--storage", str(tmp_path / "store")]) == 2
-    told = capsys.readouterr().err
-    assert told.startswith("error: dataset.loading: must be memory") and told.count("\n") == 1
-    assert not (tmp_path / "store" / "sweeps").exists()

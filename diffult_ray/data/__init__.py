@@ -1,5 +1,5 @@
 """Sources, the long-tailed profile, splits and batches. Knows neither Ray nor MLflow."""
 
-from diffult_ray.data.split import Part, Split, load_split, make_split, save_split
+from diffult_ray.data.split import Part, Split, load_split, make_split, move, save_split
 
-__all__ = ["Part", "Split", "load_split", "make_split", "save_split"]
+__all__ = ["Part", "Split", "load_split", "make_split", "move", "save_split"]

@@ -48,12 +48,21 @@ def augment(data: bytes, rule: Augmentation, *, seed: int, epoch: int, image_id:
     Raises:
         Undecodable: with the reason.
     """
+    return to_array(augmented(data, rule, seed=seed, epoch=epoch, image_id=image_id))
+
+
+def augmented(data: bytes, rule: Augmentation, *, seed: int, epoch: int, image_id: int | str) -> Image:
+    """Encoded bytes as an augmented training image of side S.
+
+    Raises:
+        Undecodable: with the reason.
+    """
     rng = random.Random(stream(seed, "augment", epoch, image_id))
     image = to_mode(open_image(data), rule.channels)
     image = resized_crop(image, crop_box(image.size, rule, rng), rule.image_size)
     if rule.flip and rng.random() < 0.5:
         image = _mirrored(image)
-    return to_array(jittered(image, rule.jitter, rng) if rule.jitter else image)
+    return jittered(image, rule.jitter, rng) if rule.jitter else image
 
 
 def evaluate(data: bytes, *, channels: int, image_size: int) -> np.ndarray:

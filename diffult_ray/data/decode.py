@@ -77,6 +77,8 @@ def fit(image: Image, image_size: int, short_side: int | None = None) -> Image:
         scale = short / min(image.size)
         size = tuple(max(short, round(side * scale)) for side in image.size)
         image = image.resize(size, Image.Resampling.BILINEAR)
+    if image.size == (image_size, image_size):
+        return image
     left, top = ((side - image_size) // 2 for side in image.size)
     return image.crop((left, top, left + image_size, top + image_size))
 
@@ -90,12 +92,21 @@ def to_array(image: Image) -> np.ndarray:
 def decode(data: bytes, *, channels: int, image_size: int, short_side: int | None = None) -> np.ndarray:
     """Encoded bytes as [channels, image_size, image_size] uint8.
 
+    Raises:
+        Undecodable: with the reason.
+    """
+    return to_array(decoded(data, channels=channels, image_size=image_size, short_side=short_side))
+
+
+def decoded(data: bytes, *, channels: int, image_size: int, short_side: int | None = None) -> Image:
+    """Encoded bytes as an 8-bit image of `image_size`, grey or colour.
+
     An image that has the size is not resampled. Alpha is dropped, and the orientation is as stored.
 
     Raises:
         Undecodable: with the reason.
     """
-    return to_array(fit(to_mode(open_image(data), channels), image_size, short_side))
+    return fit(to_mode(open_image(data), channels), image_size, short_side)
 
 
 def is_grey(data: bytes) -> bool:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,18 @@ from diffult_ray.config import Dataset
 from diffult_ray.data import pixels
 from diffult_ray.data.choice import Choice, choose_parts
 from diffult_ray.data.decode import decode
-from diffult_ray.data.encoded import read_bytes
+from diffult_ray.data.encoded import iter_bytes, read_bytes
+from diffult_ray.data.references import References, pack
 from diffult_ray.data.source import Faults, Records, Source, check_classes
 from diffult_ray.data.sources import open_source
 
 PARTS = ("train", "validation", "test", "balanced")
+PACKED = "images.arrow"  # encoded images that came as rows of parquet files
+MOVED = ".root"  # a note beside the artifact, no part of it
+FACTS = (
+    "root", "fingerprint", "column", "skipped", "notes", "channels", "image_size", "mean", "std", "packed",
+)
+STATISTICS_SAMPLE = 5000  # training images, evenly spaced, whose pixels give mean and deviation
 
 
 @dataclass(frozen=True)
@@ -48,8 +55,9 @@ class Split:
     what the profile left over, and no image of the other two. A set that is taken as it comes has
     nothing left over, and `balanced` is `train`.
 
-    `facts` are what `split.json` tells besides: root, fingerprint, skipped, notes, column, and channels
-    and image_size, which a streamed split cannot tell from its images.
+    `facts` are what `split.json` tells besides: root, fingerprint, skipped, notes, column, mean and std
+    a channel of the training images in [0, 1], and channels and image_size, which a streamed split cannot
+    tell from its images.
     """
 
     name: str
@@ -78,6 +86,14 @@ class Split:
     def image_size(self) -> int:
         return self.facts["image_size"] if self.streamed else self.train.images.shape[-1]
 
+    def references(self, part: str) -> References:
+        """The references of a streamed part."""
+        import pyarrow as pa
+
+        chosen: Part = getattr(self, part)
+        paths = pa.array(chosen.paths, pa.string())
+        return References(self.facts["root"], paths, chosen.rows, self.channels, self.image_size)
+
     def encoded(self, part: str, index: np.ndarray) -> list[bytes]:
         """Encoded images of a streamed part at `index` [k], in its order.
 
@@ -86,8 +102,15 @@ class Split:
             ValueError: for a row that has no image.
         """
         chosen: Part = getattr(self, part)
+        if self.packed or (chosen.rows[index] < 0).all():
+            return list(self.references(part).take(index).read())
         column = self.facts["column"]
         return read_bytes(self.facts["root"], chosen.paths[index], chosen.rows[index], column=column)
+
+    @property
+    def packed(self) -> bool:
+        """Whether the rows of its parts are those of a packed file, no longer of parquet files."""
+        return self.facts.get("packed", False)
 
     def pixels(self, part: str, index: np.ndarray) -> np.ndarray:
         """Pixels [k, C, H, W] uint8 of a part at `index` [k], in memory or streamed.
@@ -122,13 +145,29 @@ def make_split(config: Any) -> Split:
     parts = {name: _part(source.parts[part], index, streamed) for name, (part, index) in choice.parts.items()}
     if np.array_equal(parts["balanced"].source, parts["train"].source):
         parts["balanced"] = parts["train"]
-    return Split(
+    split = Split(
         name=source.name,
         class_names=source.class_names,
         streamed=streamed,
         facts={**facts, **_facts(source, faults, choice)},
         **parts,
     )
+    return replace(split, facts={**split.facts, **_statistics(split)})
+
+
+def _statistics(split: Split) -> dict[str, list[float]]:
+    """Mean and standard deviation a channel; the same in memory and streamed."""
+    n = len(split.train)
+    sample = np.unique(np.linspace(0, n - 1, min(n, STATISTICS_SAMPLE)).astype(int))
+    count, total, squares = 0, np.zeros(split.channels), np.zeros(split.channels)
+    for index in np.array_split(sample, -(-len(sample) // 500)):
+        pixels = split.pixels("train", index).astype(np.float64) / 255
+        count += pixels[:, 0].size
+        total += pixels.sum((0, 2, 3))
+        squares += np.square(pixels).sum((0, 2, 3))
+    mean = total / count
+    std = np.sqrt(np.maximum(0, squares / count - mean**2))
+    return {"mean": mean.round(4).tolist(), "std": std.clip(1e-3).round(4).tolist()}
 
 
 def _read(source: Source, config: Dataset, faults: Faults) -> tuple[Source, bool, dict[str, int]]:
@@ -169,12 +208,14 @@ def _facts(source: Source, faults: Faults, choice: Choice) -> dict[str, Any]:
 def save_split(split: Split, folder: str | Path) -> None:
     """Write `split.json`, and the parts: one `<part>.safetensors` each, or `split.parquet` if streamed.
 
-    A streamed split holds paths relative to its root, and never pixels.
+    A streamed split holds paths relative to its root, and never pixels. Images that are rows of parquet
+    files are copied once, still encoded, into `images.arrow`, since parquet cannot be read at random.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     stored = [name for name in PARTS if name != "balanced" or split.balanced is not split.train]
     if split.streamed:
+        split = _packed(split, folder / PACKED)
         _write_references(split, stored, folder / "split.parquet")
     else:
         for name in stored:
@@ -196,24 +237,39 @@ def load_split(folder: str | Path, root: str | None = None) -> Split:
     """Read what `save_split` wrote; pixels are mapped, so that only those which are used are read.
 
     Args:
-        root: where the data of a streamed split lie now, if not where they lay when it was made.
+        root: where the data of a streamed split lie now, if not where they lay when it was made, or where
+            `move` has said.
     """
     folder = Path(folder)
     facts = files.read_json(folder / "split.json")
     if facts["streamed"]:
-        parts = _read_references(folder / "split.parquet", facts["stored"])
+        parts = _read_references(folder, facts["stored"])
     else:
         parts = {name: _read_arrays(folder / f"{name}.safetensors") for name in facts["stored"]}
     parts.setdefault("balanced", parts["train"])
-    kept = ("root", "fingerprint", "column", "skipped", "notes", "channels", "image_size")
-    known = {key: facts[key] for key in kept if key in facts}
+    known = {key: facts[key] for key in FACTS if key in facts}
     return Split(
         name=facts["name"],
         class_names=facts["class_names"],
         streamed=facts["streamed"],
-        facts={**known, "root": root} if root else known,
+        facts={**known, "root": root or _moved_to(folder) or known["root"]},
         **parts,
     )
+
+
+def move(folder: str | Path, root: str) -> None:
+    """Say where the data of a stored split lie now: its key is their content's, wherever they are."""
+    if files.read_json(Path(folder) / "split.json")["root"] != root:
+        files.write_bytes(Path(folder) / MOVED, root.encode())
+    else:
+        (Path(folder) / MOVED).unlink(missing_ok=True)
+
+
+def _moved_to(folder: Path) -> str | None:
+    try:
+        return (folder / MOVED).read_text()
+    except OSError:
+        return None
 
 
 def _write_arrays(part: Part, path: Path) -> None:
@@ -250,10 +306,45 @@ def _write_references(split: Split, names: list[str], path: Path) -> None:
     temporary.replace(path)
 
 
-def _read_references(path: Path, names: list[str]) -> dict[str, Part]:
+def _packed(split: Split, path: Path) -> Split:
+    """The split with the encoded images of parquet files in a packed file, each once."""
+    parts = {name: getattr(split, name) for name in PARTS}
+    if split.packed or all((part.rows < 0).all() for part in parts.values()):
+        return split
+    keys = sorted({key for part in parts.values() for key in _keys(part)})
+    order: list[int] = []
+
+    def contents() -> Iterator[list[bytes]]:
+        paths, rows = np.array([k[0] for k in keys], object), np.array([k[1] for k in keys])
+        for index, batch in iter_bytes(split.facts["root"], paths, rows, column=split.facts["column"]):
+            for content in batch:
+                if isinstance(content, Exception):
+                    raise content
+            order.extend(index.tolist())
+            yield batch
+
+    pack(path, contents())
+    row = {keys[i]: position for position, i in enumerate(order)}
+
+    def moved(part: Part) -> Part:
+        rows = [row[key] for key in _keys(part)]
+        return replace(part, paths=np.full(len(part), PACKED, object), rows=np.array(rows, np.int64))
+
+    moves = {name: moved(part) for name, part in parts.items()}
+    if split.balanced is split.train:
+        moves["balanced"] = moves["train"]
+    return replace(split, facts={**split.facts, "packed": True}, **moves)
+
+
+def _keys(part: Part) -> Iterator[tuple[str, int]]:
+    return zip(part.paths, part.rows.tolist(), strict=True)
+
+
+def _read_references(folder: Path, names: list[str]) -> dict[str, Part]:
     import pyarrow.parquet as pq
 
-    table = pq.read_table(path).to_pandas()
+    table = pq.read_table(folder / "split.parquet").to_pandas()
+    table.loc[table["row"] >= 0, "path"] = str(folder.absolute() / PACKED)
     return {name: _references(table[table["part"] == name]) for name in names}
 
 

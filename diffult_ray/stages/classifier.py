@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffult_ray import files
-from diffult_ray.stages import Order
+from diffult_ray.stages import Order, feed
 from diffult_ray.stages.training import (
     Run,
     load_optimizer,
@@ -28,16 +28,20 @@ if TYPE_CHECKING:
     import torch
 
     from diffult_ray.data import Split
+    from diffult_ray.data.references import References
 
 CURVE_POINTS = 100
 POINT_STEPS = 50  # at most, since checkpoints are made at the curve's points
+PACKED_POOL = "pool.arrow"
+OUTPUT_BATCH = 512  # images a forward pass that only measures
 
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """Images [n, C, H, W] uint8, labels [n], weights [n], and how many were generated and kept."""
+    """Images [n, C, H, W] uint8 or references to them, labels [n], weights [n], and how many were
+    generated and kept."""
 
-    images: torch.Tensor
+    images: torch.Tensor | References
     labels: torch.Tensor
     weights: torch.Tensor
     generated: int = 0
@@ -71,55 +75,79 @@ def _train(name: str, orders: Sequence[Order], resources: Any, *, part: str | No
 
 def _payload(order: Order, *, part: str | None) -> dict[str, Any]:
     inputs = {k: str(v) for k, v in order.inputs.items()}
-    return {"config": dict(order.config), "inputs": inputs, "out": str(order.out), "part": part}
+    if "scores" in inputs and files.read_json(order.inputs["split"] / "split.json")["streamed"]:
+        _pack_pool(order)
+    return {
+        "config": dict(order.config), "inputs": inputs, "out": str(order.out), "part": part,
+        "packed_pool": str(order.work / PACKED_POOL),
+    }
+
+
+def _pack_pool(order: Order) -> None:
+    """The generated images as a file that is read at random, as the real ones are streamed."""
+    from diffult_ray.data.references import pack
+    from diffult_ray.stages.pool import read_pool
+
+    batches = read_pool(order.inputs["scores"]).table.select(["image"]).to_batches(max_chunksize=1000)
+    contents = ([image["bytes"] for image in batch.column(0).to_pylist()] for batch in batches)
+    pack(order.work / PACKED_POOL, contents)
 
 
 # --- what is trained on -------------------------------------------------------------------------
 
 
-def training_set(
-    config: Mapping[str, Any], inputs: Mapping[str, str], split: Split, part: str | None
-) -> TrainingSet:
+def training_set(payload: Mapping[str, Any], split: Split) -> TrainingSet:
     """The images that a method trains on, with the weight of each."""
     import torch
 
     from diffult_ray.method.classification import class_weights, oversample_indices
 
-    chosen = getattr(split, part or "train")
-    images, labels = torch.from_numpy(chosen.images), torch.from_numpy(chosen.labels)
+    config, part = payload["config"], payload["part"] or "train"
+    images = feed.pictures(split, part)
+    labels = torch.from_numpy(getattr(split, part).labels)
     ones = torch.ones(len(labels))
     method = config.get("method", "ce")
     if method == "oversample":
         extra = oversample_indices(labels, config["per_class"], config["seed"])
         every = torch.cat([torch.arange(len(labels)), extra])
-        return TrainingSet(images[every], labels[every], torch.ones(len(every)))
+        return TrainingSet(feed.take(images, every), labels[every], torch.ones(len(every)))
     if method == "reweight":
         counts = torch.tensor(split.counts)
         return TrainingSet(images, labels, class_weights(counts)[labels].float())
     if method == "diffult":
-        return _with_synthetic(config, inputs["scores"], images, labels)
+        return _with_synthetic(payload, images, labels)
     return TrainingSet(images, labels, ones)
 
 
-def _with_synthetic(config, folder: str, images: torch.Tensor, labels: torch.Tensor) -> TrainingSet:
+def _with_synthetic(payload, images: torch.Tensor | References, labels: torch.Tensor) -> TrainingSet:
     """Real images at weight 1 and the kept synthetic ones at weight omega, in the order of their ids."""
     import torch
 
     from diffult_ray.method.bands import keep
     from diffult_ray.stages.pool import read_pool
 
-    pool = read_pool(folder)
+    config = payload["config"]
+    pool = read_pool(payload["inputs"]["scores"])
     rule = config["filter"]
     threshold = None if rule["threshold"] is None else float(rule["threshold"])
     mask = keep(pool.distance, pool.band, threshold=threshold, bands=rule["bands"])
     weights = torch.cat([torch.ones(len(labels)), torch.full((int(mask.sum()),), config["synthetic_weight"])])
     return TrainingSet(
-        images=torch.cat([images, pool.images[mask]]),
+        images=feed.join(images, _of_pool(pool, mask, images, payload["packed_pool"])),
         labels=torch.cat([labels, pool.labels[mask]]),
         weights=weights,
         generated=len(mask),
         kept=int(mask.sum()),
     )
+
+
+def _of_pool(pool, mask: torch.Tensor, beside: torch.Tensor | References, packed_pool: str):
+    """The pool's images under a mask, in the way of those that they train beside."""
+    if isinstance(beside, feed.References):
+        channels, size, _ = beside.shape
+        every = feed.packed(Path(packed_pool), len(pool), channels=channels, image_size=size)
+        return every.take(mask.nonzero()[:, 0].numpy())
+    return pool.images[mask]
 
 
 # --- the training loop --------------------------------------------------------------------------
@@ -140,19 +168,45 @@ def total_steps(config: Mapping[str, Any], n: int) -> int:
     return (config["epochs"] or 200) * math.ceil(n / config["batch_size"])
 
 
+def augmentation(config: Mapping[str, Any], split: Split) -> feed.Augmentation | None:
+    """What is done to a training image at its own resolution; None for what is done to batches."""
+    if config["augmentation"] == "crop":
+        return None
+    return feed.Augmentation(
+        image_size=split.image_size,
+        channels=split.channels,
+        scale=(config["crop_area"], 1.0),
+        flip=config["flip"],
+        jitter=config["jitter"],
+    )
+
+
+def _batch_draws(config: Mapping[str, Any], split: Split, step: int, device: torch.device) -> Any:
+    """Crop, flip and cutout of the whole batch of a step."""
+    from diffult_ray.data.batches import Draw, draw, generator
+
+    if config["augmentation"] != "crop":
+        return Draw()
+    return draw(
+        config["batch_size"], generator(config["seed"], "augment", step, device=device),
+        padding=config["crop_padding"], flip=config["flip"],
+        cutout=config["cutout"], image_size=split.image_size,
+    )
+
+
 def _loop(run: Run, payload: Mapping[str, Any]) -> None:
     import torch
     from torch.nn.functional import cross_entropy
 
     from diffult_ray.data import load_split
-    from diffult_ray.data.batches import batch_indices, generator, random_crop, random_flip, share
+    from diffult_ray.data.batches import augment, share
     from diffult_ray.method.device import autocast, memory_format
     from diffult_ray.models import build_classifier
     from diffult_ray.seeds import stream
 
     config, seed = payload["config"], payload["config"]["seed"]
     split = load_split(payload["inputs"]["split"])
-    data = training_set(config, payload["inputs"], split, payload["part"])
+    data = training_set(payload, split)
     layout = memory_format(run.device, split.image_size, network="classifier")
     torch.manual_seed(stream(seed, "weights"))
     network = {
@@ -172,20 +226,22 @@ def _loop(run: Run, payload: Mapping[str, Any]) -> None:
     first, history = _restore(run, model, optimizer)
     wrapped = run.distribute(model)
     normalise = Normaliser.of(split, run.device)
-    images, labels, weights = (x.to(run.device) for x in (data.images, data.labels, data.weights))
+    labels, weights = data.labels.to(run.device), data.weights.to(run.device)
     total, batch = total_steps(config, len(labels)), config["batch_size"]
     mine = share(batch, rank=run.rank, world=run.world)
+    indices = feed.Epochs(seed, batch, len(labels))
+    plan = feed.Plan(indices, mine, first, total, augmentation=augmentation(config, split), seed=seed)
+    images = feed.make(data.images, plan, device=run.device, readers=run.readers)
     recorder = Recorder(history, total, batch)
 
     model.train()
     for step in range(first, total):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, total, config)
-        index = batch_indices(seed=seed, step=step, batch_size=batch, n=len(labels)).to(run.device)
-        rng = generator(seed, "augment", step, device=run.device)
-        x = random_crop(images[index], config["crop_padding"], rng)
-        x = random_flip(x, rng) if config["flip"] else x
-        x = normalise(x[mine]).contiguous(memory_format=layout)
+        index = indices(step).to(run.device)
+        drawn = _batch_draws(config, split, step, run.device).only(mine)
+        x = augment(images(step), drawn, padding=config["crop_padding"], cutout=config["cutout"])
+        x = normalise(x).contiguous(memory_format=layout)
         with autocast(run.device, config["precision"], split.image_size):
             logits = wrapped(x)
         # Divided by the weights of the whole batch, so that ranks share one weighted mean.
@@ -199,6 +255,7 @@ def _loop(run: Run, payload: Mapping[str, Any]) -> None:
             if step + 1 < total and run.should_save():
                 state = {**prefixed("model", model.state_dict()), **optimizer_tensors(optimizer)}
                 run.save(state, {"step": step + 1, "history": recorder.rows})
+    images.close()
     if run.is_first:
         _finish(run, payload, model, network, split, data, normalise, recorder)
     run.tell(total, total)
@@ -262,17 +319,16 @@ class Normaliser:
         import torch
 
         self.mean, self.std = mean, std
-        self._mean = torch.tensor(mean, device=device).view(1, -1, 1, 1)
-        self._scale = 1 / torch.tensor(std, device=device).view(1, -1, 1, 1)
+        self._mean, self._std = torch.tensor(mean, device=device), torch.tensor(std, device=device)
 
     @classmethod
     def of(cls, split: Split, device: torch.device) -> Normaliser:
-        pixels = split.train.images / 255.0
-        mean, std = pixels.mean((0, 2, 3)), pixels.std((0, 2, 3))
-        return cls(mean.round(4).tolist(), std.clip(1e-3).round(4).tolist(), device)
+        return cls(split.facts["mean"], split.facts["std"], device)
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        return (images.float() / 255 - self._mean) * self._scale
+        from diffult_ray.data.batches import normalise
+
+        return normalise(images, self._mean, self._std)
 
 
 # --- what is kept of it -------------------------------------------------------------------------
@@ -289,14 +345,30 @@ def load_classifier(folder: str | Path, device: torch.device) -> tuple[Any, Norm
     return model.to(device).eval(), Normaliser(facts["mean"], facts["std"], device)
 
 
-def outputs(model, normalise, images: torch.Tensor, device, batch: int = 512):
+def outputs(model, normalise, images: torch.Tensor, device, batch: int = OUTPUT_BATCH):
     """Features [n, d] and logits [n, classes] on the CPU of uint8 images [n, C, H, W]."""
+    return _outputs(model, normalise, images.split(batch), device)
+
+
+def part_outputs(model, normalise, split: Split, part: str, run: Run, *, margin: float):
+    """The same of a split's part, in memory or streamed.
+
+    Args:
+        margin: short side over the centre crop, where the part is streamed.
+    """
+    every = feed.InOrder(OUTPUT_BATCH, len(getattr(split, part)))
+    plan = feed.Plan(every, slice(None), 0, every.steps, margin=margin)
+    images = feed.make(feed.pictures(split, part), plan, device=run.device, readers=run.readers)
+    return _outputs(model, normalise, map(images, range(every.steps)), run.device)
+
+
+def _outputs(model, normalise, batches: Iterable[torch.Tensor], device):
     import torch
 
     model.eval()
     features, logits = [], []
     with torch.no_grad():
-        for part in images.split(batch):
+        for part in batches:
             found = model.features(normalise(part.to(device)))
             features.append(found.float().cpu())
             logits.append(model.head(found).float().cpu())
@@ -307,20 +379,19 @@ def outputs(model, normalise, images: torch.Tensor, device, batch: int = 512):
 
 def _finish(run, payload, model, network, split, data, normalise, recorder) -> None:
     """Write weights, predictions, features and, last, the summary."""
-    import torch
-
     out = Path(payload["out"])
     facts = {**network, "class_names": split.class_names, "mean": normalise.mean, "std": normalise.std}
     files.write_json(out / "model.json", facts)
     files.write_tensors(out / "model.safetensors", model.state_dict())
-    predictions = {}
-    for part in ("validation", "test"):
-        shown = torch.from_numpy(getattr(split, part).images)
-        predictions[part] = outputs(model, normalise, shown, run.device)[1]
+    margin = feed.EVALUATION_MARGIN if payload["config"]["augmentation"] == "resized_crop" else 1.0
+
+    def found(part: str) -> tuple[torch.Tensor, torch.Tensor]:
+        return part_outputs(model, normalise, split, part, run, margin=margin)
+
+    predictions = {part: found(part)[1] for part in ("validation", "test")}
     files.write_tensors(out / "predictions.safetensors", predictions)
     if payload["part"]:
-        shown = torch.from_numpy(getattr(split, payload["part"]).images)
-        features, logits = outputs(model, normalise, shown, run.device)
+        features, logits = found(payload["part"])
         files.write_tensors(out / "features.safetensors", {"features": features, "logits": logits})
     files.write_json(out / "history.json", recorder.rows)
     files.write_json(out / "summary.json", {

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffult_ray import files
-from diffult_ray.stages import Order
+from diffult_ray.stages import Order, feed
 from diffult_ray.stages.classifier import Recorder
 from diffult_ray.stages.training import (
     Run,
@@ -46,7 +46,7 @@ def _loop(run: Run, payload: Mapping[str, Any]) -> None:
     import torch
 
     from diffult_ray.data import load_split
-    from diffult_ray.data.batches import batch_indices, generator, random_flip, share
+    from diffult_ray.data.batches import augment, draw, generator, share
     from diffult_ray.method.device import autocast, memory_format
     from diffult_ray.method.diffusion import make_noise_scheduler
     from diffult_ray.seeds import stream
@@ -61,26 +61,29 @@ def _loop(run: Run, payload: Mapping[str, Any]) -> None:
     first, history = _restore(run, model, ema, optimizer)
     wrapped = run.distribute(model)
     noising = make_noise_scheduler(config["timesteps"])
-    images = torch.from_numpy(split.train.images).to(run.device)
     labels = torch.from_numpy(split.train.labels).to(run.device)
     frequencies = torch.tensor(split.counts, dtype=torch.float, device=run.device)
     outs, total, batch = payload["outs"], config["steps"], config["batch_size"]
     mine = share(batch, rank=run.rank, world=run.world)
+    indices = feed.Epochs(seed, batch, len(labels))
+    plan = feed.Plan(indices, mine, first, total)
+    images = feed.make(feed.pictures(split, "train"), plan, device=run.device, readers=run.readers)
     recorder = Recorder(history, total, batch)
 
     model.train()
     for step in range(first, total):
         for group in optimizer.param_groups:
             group["lr"] = config["learning_rate"] * min(1.0, (step + 1) / max(1, config["warmup_steps"]))
-        index = batch_indices(seed=seed, step=step, batch_size=batch, n=len(labels)).to(run.device)
         rng = generator(seed, "diffusion", step, device=run.device)
-        x = images[index].float() / 127.5 - 1
-        x = random_flip(x, rng) if config["flip"] else x
+        mirrored = draw(batch, rng, flip=config["flip"]).only(mine)
+        x = augment(images(step), mirrored).float() / 127.5 - 1
         coin = torch.rand((), generator=generator(seed, "label drop", step))
         dropped = bool(coin < config["label_drop"])
-        drawn = Draw.of(x, labels[index], frequencies, config["timesteps"], rng, dropped=dropped)
+        shape = (batch, *x.shape[1:])
+        index = indices(step).to(run.device)
+        drawn = Draw.of(shape, labels[index], frequencies, config["timesteps"], rng, dropped=dropped)
         drawn = drawn.only(mine)
-        noisy = noising.add_noise(x[mine], drawn.noise, drawn.timesteps)
+        noisy = noising.add_noise(x, drawn.noise, drawn.timesteps)
         with autocast(run.device, config["precision"], split.image_size):
             losses = _losses(wrapped, noisy.contiguous(memory_format=layout), drawn, config)
         loss = losses.sum() * run.world / batch
@@ -97,6 +100,7 @@ def _loop(run: Run, payload: Mapping[str, Any]) -> None:
             # After the writing: a run that goes on from here does not pass this step again.
             if step + 1 < total and run.should_save():
                 run.save(_tensors(model, ema, optimizer), {"step": step + 1, "history": recorder.rows})
+    images.close()
     run.tell(total, total)
 
 
@@ -108,16 +112,16 @@ class Draw:
         self.dropped = dropped
 
     @classmethod
-    def of(cls, x, labels, frequencies, timesteps: int, rng, *, dropped: bool) -> Draw:
+    def of(cls, shape, labels, frequencies, timesteps: int, rng, *, dropped: bool) -> Draw:
         """Labels y, labels y' from the training frequencies, timesteps and noise.
 
         A dropped batch has the null class throughout and no regulariser, as in the CBDM code.
         """
         import torch
 
-        n, device = len(x), x.device
+        n, device = len(labels), labels.device
         drawn = torch.randint(0, timesteps, (n,), generator=rng, device=device)
-        noise = torch.randn(x.shape, generator=rng, device=device)
+        noise = torch.randn(shape, generator=rng, device=device)
         others = torch.multinomial(frequencies, n, replacement=True, generator=rng)
         if dropped:
             labels = torch.full_like(labels, len(frequencies))

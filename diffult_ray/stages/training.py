@@ -32,6 +32,7 @@ class Run:
     resume: Path | None = None
     report: Callable[[Path], None] | None = None
     checkpoint_seconds: float = CHECKPOINT_SECONDS
+    readers: int = 1
     _saved: float = field(default_factory=time.monotonic)
     _told: float = 0.0
 
@@ -124,7 +125,8 @@ def train(loop: Loop, payload: Mapping[str, Any], *, resources: Any, work: Path,
         _worker,
         train_loop_config={
             "loop": loop, "payload": dict(payload), "work": str(work),
-            "cpus": resources.cpus, "gpus": resources.gpus, "checkpoint_seconds": CHECKPOINT_SECONDS,
+            "cpus": resources.cpus, "gpus": resources.gpus, "readers": resources.readers,
+            "checkpoint_seconds": CHECKPOINT_SECONDS,
         },
         scaling_config=ScalingConfig(
             num_workers=resources.workers,
@@ -164,6 +166,7 @@ def _worker(config: dict[str, Any]) -> None:
         resume=Path(checkpoint.path) if checkpoint else None,
         report=report,
         checkpoint_seconds=config["checkpoint_seconds"],
+        readers=config["readers"],
     )
     config["loop"](run, config["payload"])
 
@@ -185,6 +188,7 @@ def run_here(loop: Loop, payload: Mapping[str, Any], *, resources: Any, work: Pa
         device=device.pick(resources.gpus),
         resume=kept if (kept / STATE).exists() else None,
         report=report,
+        readers=resources.readers,
     )
     loop(run, payload)
 
