@@ -17,7 +17,7 @@ from diffult_ray.data.augment import Augmentation
 from diffult_ray.data.batches import share
 from diffult_ray.stages import feed
 from tests.data_files import write_folder
-from tests.test_data_parquet import write_parquet
+from tests.test_data_parquet import write_hugging_face
 
 CPU = torch.device("cpu")
 COUNTS = {"train": {"ant": 20, "bee": 12, "cat": 5}, "test": {"ant": 3, "bee": 3, "cat": 3}}
@@ -129,9 +129,9 @@ def test_real_and_generated_images_are_mixed_alike(cluster, splits, tmp_path):
 
 
 def test_parquet_is_streamed_from_a_packed_copy(cluster, tmp_path):
-    root = write_parquet(tmp_path / "data")
+    root = write_hugging_face(tmp_path / "data")
     made = {
-        how: make_split(Dataset(name="parquet", root=str(root), image_size=8, loading=how, test_per_class=1))
+        how: make_split(Dataset(name="parquet", root=str(root), image_size=8, loading=how))
         for how in ("memory", "stream")
     }
     save_split(made["stream"], tmp_path / "split")

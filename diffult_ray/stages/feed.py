@@ -7,6 +7,7 @@ and any number of workers see the same images in the same order, each exactly on
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -210,11 +211,12 @@ def _in_order(wanted: Sequence[pa.Table], task: Decode, readers: int) -> Iterato
     import ray.data
     from ray.data import TaskPoolStrategy
 
+    tasks = TaskPoolStrategy(min(len(wanted), readers + 1))
     with _quiet_context():
         # The tasks hold no CPU, so that they find room beside trainers that hold all; `readers` bounds
         # them, and one more waits, so that none is idle while the next is on its way.
         dataset = ray.data.from_arrow(wanted).map_batches(
-            task, batch_size=None, batch_format="pyarrow", num_cpus=0, compute=TaskPoolStrategy(readers + 1)
+            task, batch_size=None, batch_format="pyarrow", num_cpus=0, compute=tasks
         )
         blocks = iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2))
     kept: dict[int, pa.Table] = {}
@@ -233,7 +235,9 @@ class _quiet_context:
         from ray.data import DataContext
 
         self.before = DataContext.get_current()
-        ours = self.before.copy()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # its copy reads settings that it has deprecated
+            ours = self.before.copy()
         ours.enable_progress_bars = False
         ours.print_on_execution_start = False
         ours.execution_options.preserve_order = True
