@@ -263,7 +263,7 @@ class Generation(Section):
 
 
 class Filter(Section):
-    """Which generated images are kept: up to a distance, or by band."""
+    """Which generated images are kept: up to a distance or by band, and perhaps by their predicted class."""
 
     threshold: Threshold | None = Field(  # in units of d_f
         None, description="2 drops OOD, as the paper does; inf or null keeps all"
@@ -272,6 +272,7 @@ class Filter(Section):
     distance: Literal["centre", "nearest"] = "centre"
     normalise: bool = False
     scope: Literal["class", "global"] = "class"  # of d_f
+    agreement: bool = False  # keep only what the extractor takes for its label; on top of the other rule
 
     @model_validator(mode="before")
     @classmethod

@@ -163,7 +163,7 @@ def classifier(e: Experiment) -> Stage:
     if e.method == "diffult":
         inputs["scores"] = scores(e)
         kept = _section(e.filter)
-        config["filter"] = {"threshold": kept["threshold"], "bands": kept["bands"]}
+        config["filter"] = {k: kept[k] for k in ("threshold", "bands", "agreement")}
     else:
         del config["synthetic_weight"]
     if e.method == "oversample":

@@ -194,6 +194,15 @@ def test_keep_by_threshold_or_by_bands():
     assert paper.tolist() == keep(distance, codes, threshold=2.0).tolist()
 
 
+def test_the_extractors_agreement_is_a_second_filter_on_either_rule():
+    distance = torch.tensor([0.5, 1.5, 2.0, 2.5], dtype=torch.float64)
+    codes, agrees = band(distance), torch.tensor([True, False, True, True])
+    assert keep(distance, codes, threshold=2.0, agrees=agrees).tolist() == [True, False, True, False]
+    assert keep(distance, codes, bands=("AID", "OOD"), agrees=agrees).tolist() == [False, False, True, True]
+    with pytest.raises(ValueError, match="agrees"):
+        keep(distance, codes, threshold=2.0, agrees=agrees[:3])
+
+
 @pytest.mark.parametrize("rule", [{}, {"threshold": 1.0, "bands": ("ID",)}, {"bands": ("id",)}])
 def test_keep_refuses_no_rule_two_rules_and_unknown_bands(rule):
     distance = torch.ones(1)

@@ -168,24 +168,32 @@ def keep(
     *,
     threshold: float | None = None,
     bands: tuple[str, ...] | None = None,
+    agrees: Tensor | None = None,
 ) -> Tensor:
     """The filter: [m] bool, by threshold or by bands. The paper drops OOD: threshold 2.
+
+    The second filter, by the extractor's agreement with the label, is ours.
 
     Args:
         distance: [m] in units of d_f.
         band: [m] codes.
         threshold: keep distance <= threshold; infinity keeps all.
         bands: names out of BANDS; keep these.
+        agrees: [m] bool, whether the extractor predicts the label; keep these only, if given.
 
     Raises:
-        ValueError: both or neither given, or an unknown band.
+        ValueError: both or neither given, an unknown band, or an `agrees` of another length.
     """
     if (threshold is None) == (bands is None):
         raise ValueError("exactly one of threshold and bands")
+    if agrees is not None and agrees.shape != distance.shape:
+        raise ValueError(f"agrees is [m], got {tuple(agrees.shape)} for {len(distance)} distances")
     if threshold is not None:
-        return distance <= threshold
-    codes = [BANDS.index(name) for name in bands or ()]
-    return torch.isin(band, torch.tensor(codes, dtype=band.dtype, device=band.device))
+        kept = distance <= threshold
+    else:
+        codes = [BANDS.index(name) for name in bands or ()]
+        kept = torch.isin(band, torch.tensor(codes, dtype=band.dtype, device=band.device))
+    return kept if agrees is None else kept & agrees
 
 
 def _check(features: Tensor, labels: Tensor, num_classes: int | None = None) -> None:

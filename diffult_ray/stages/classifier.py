@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import torch
 
     from diffult_ray.data import Split
+    from diffult_ray.stages.pool import Pool
 
 CURVE_POINTS = 100
 POINT_STEPS = 50  # at most, since checkpoints are made at the curve's points
@@ -102,16 +103,17 @@ def training_set(
 
 
 def _with_synthetic(config, folder: str, images: torch.Tensor, labels: torch.Tensor) -> TrainingSet:
-    """Real images at weight 1 and the kept synthetic ones at weight omega, in the order of their ids."""
+    """Real images at weight 1 and the kept synthetic ones at weight omega, in the order of their ids.
+
+    Raises:
+        ValueError: bands that hold none of the images. A threshold may keep none: it is then the CE row.
+    """
     import torch
 
-    from diffult_ray.method.bands import keep
     from diffult_ray.stages.pool import read_pool
 
     pool = read_pool(folder)
-    rule = config["filter"]
-    threshold = None if rule["threshold"] is None else float(rule["threshold"])
-    mask = keep(pool.distance, pool.band, threshold=threshold, bands=rule["bands"])
+    mask = kept(config["filter"], pool)
     weights = torch.cat([torch.ones(len(labels)), torch.full((int(mask.sum()),), config["synthetic_weight"])])
     return TrainingSet(
         images=torch.cat([images, pool.images[mask]]),
@@ -120,6 +122,22 @@ def _with_synthetic(config, folder: str, images: torch.Tensor, labels: torch.Ten
         generated=len(mask),
         kept=int(mask.sum()),
     )
+
+
+def kept(rule: Mapping[str, Any], pool: Pool) -> torch.Tensor:
+    """[n] bool, the images of a scored pool that the filter keeps. Raises ValueError as above."""
+    from diffult_ray.method.bands import keep
+
+    threshold = None if rule["threshold"] is None else float(rule["threshold"])
+    agrees = pool.agrees if rule["agreement"] else None
+    mask = keep(pool.distance, pool.band, threshold=threshold, bands=rule["bands"], agrees=agrees)
+    if rule["bands"] is not None and not mask.any():
+        agreeing = " with filter.agreement" if rule["agreement"] else ""
+        raise ValueError(
+            f"filter.bands [{', '.join(rule['bands'])}]{agreeing} keeps none of the {len(mask)} images: "
+            "name another band, or set filter.threshold"
+        )
+    return mask
 
 
 # --- the training loop --------------------------------------------------------------------------

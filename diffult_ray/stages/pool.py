@@ -102,6 +102,11 @@ class Pool:
     def distance(self) -> torch.Tensor:
         return self._tensor("distance")
 
+    @property
+    def agrees(self) -> torch.Tensor:
+        """[n] bool, whether the extractor predicts the label."""
+        return self._tensor("predicted") == self.labels
+
     @cached_property
     def band(self) -> torch.Tensor:
         import torch
