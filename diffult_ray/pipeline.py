@@ -28,7 +28,7 @@ from diffult_ray.data.sources import identity
 # Raised when a stage's code changes what it makes of the same configuration and inputs.
 VERSIONS = {
     "split": 2, "extractor": 1, "reference": 1, "generator": 1,
-    "images": 1, "scores": 1, "quality": 2, "classifier": 1,
+    "images": 1, "scores": 2, "quality": 2, "classifier": 1,
 }
 
 # Changes how fast a stage runs, not what it makes beyond rounding, or where the data lie: in no key.

@@ -7,7 +7,17 @@ import pytest
 import torch
 
 from diffult_ray.method import bands
-from diffult_ray.method.bands import BANDS, band, class_statistics, distances, keep, nearest_real
+from diffult_ray.method.bands import (
+    BANDS,
+    band,
+    class_statistics,
+    closeness,
+    distances,
+    expected_share,
+    keep,
+    nearest_other,
+    nearest_real,
+)
 
 
 def sample(counts, d=5, seed=0, offset=0.0):
@@ -208,6 +218,78 @@ def test_keep_refuses_no_rule_two_rules_and_unknown_bands(rule):
     distance = torch.ones(1)
     with pytest.raises(ValueError):
         keep(distance, band(distance), **rule)
+
+
+# --- memorisation -----------------------------------------------------------------------------
+
+
+def literal_nearest(rows, i):
+    return min(math.dist(rows[i], other) for j, other in enumerate(rows) if j != i)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1000.0])
+def test_the_nearest_other_sample_is_the_literal_one(block, offset):
+    features, _ = sample([20, 5, 1], offset=offset)
+    index, distance = nearest_other(features)
+    rows = features.double().numpy()
+    for i in range(len(rows)):
+        assert int(index[i]) != i
+        assert float(distance[i]) == pytest.approx(literal_nearest(rows, i), rel=1e-9)
+        assert math.dist(rows[i], rows[index[i]]) == pytest.approx(float(distance[i]), rel=1e-9)
+
+
+def test_closeness_is_the_literal_one_and_knows_no_class(block):
+    real, _ = sample([30, 12, 1])
+    fake, _ = sample([9, 9, 9], seed=1)
+    index, ratio = closeness(fake, real, nearest_other(real)[1])
+    rows = real.double().numpy()
+    for x, i, got in zip(fake.double().numpy(), index.tolist(), ratio.tolist(), strict=True):
+        near = [math.dist(x, t) for t in rows]
+        assert i == int(np.argmin(near))
+        assert got == pytest.approx(near[i] / literal_nearest(rows, i), rel=1e-9)
+    assert 0 < float((ratio < 1).double().mean()) < 1
+
+
+def test_a_copy_is_memorised_also_of_an_image_that_the_training_set_holds_twice():
+    real = torch.tensor([[0.0], [4.0], [10.0], [10.0]])
+    fake = torch.tensor([[0.0], [10.0], [10.5], [3.0], [1.5]])
+    index, ratio = closeness(fake, real, nearest_other(real)[1])
+    assert index.tolist() == [0, 2, 2, 1, 0]
+    assert ratio.tolist() == [0.0, 0.0, math.inf, 0.25, 0.375]
+
+
+def literal_share(rows):
+    """Each row left out and taken for a sample: is it nearer to its nearest than any other row?"""
+    count = 0
+    for i, x in enumerate(rows):
+        others = [j for j in range(len(rows)) if j != i]
+        t = min(others, key=lambda j: math.dist(x, rows[j]))
+        spacing = min((math.dist(rows[t], rows[j]) for j in others if j != t), default=math.inf)
+        count += math.dist(x, rows[t]) < spacing or math.dist(x, rows[t]) == 0
+    return count / len(rows)
+
+
+@pytest.mark.parametrize("copies", [0, 3])
+def test_the_expected_share_leaves_each_training_image_out(copies):
+    features, _ = sample([25, 10])
+    features = torch.cat([features, features[:1].expand(copies, -1)])
+    got = expected_share(*nearest_other(features))
+    assert got == pytest.approx(literal_share(features.double().numpy()))
+
+
+def test_draws_of_the_same_distribution_have_about_the_expected_share():
+    both = torch.randn(4000, 8, generator=torch.Generator().manual_seed(0))
+    real, fresh = both[:2000], both[2000:]
+    index, distance = nearest_other(real)
+    share = float((closeness(fresh, real, distance)[1] < 1).double().mean())
+    assert share == pytest.approx(expected_share(index, distance), abs=0.05)
+    assert 0.4 < share < 0.7
+    assert float((closeness(real, real, distance)[1] < 1).double().mean()) == 1.0
+
+
+def test_another_sample_needs_two():
+    with pytest.raises(ValueError, match="two samples"):
+        nearest_other(torch.ones(1, 2))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
