@@ -221,10 +221,10 @@ def test_balanced_counts_refuse(total, classes):
 def test_the_inception_scores_splits_are_equal_and_blind_to_the_class(n):
     from diffult_ray.method.quality import balanced_counts
     from diffult_ray.stages import pool
-    from diffult_ray.stages.quality import SPLITS, _splits
+    from diffult_ray.stages.quality import SPLITS, _ranks
 
     rows = pool.requests(balanced_counts(n, 100), seed=0)
-    splits = _splits(rows["seed"].to_numpy())
+    splits = _ranks(rows["seed"].to_numpy()) * SPLITS // n
     sizes = np.bincount(splits, minlength=SPLITS)
     assert sizes.sum() == n and sizes.max() - sizes.min() <= 1
     assert abs(np.corrcoef(splits, rows["label"].to_numpy())[0, 1]) < 3 / math.sqrt(n)
