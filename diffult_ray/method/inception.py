@@ -28,7 +28,7 @@ OFFICIAL = "6726825d"  # the first digits of that file's sha256, as torch.hub na
 WHERE = "quality.inception_weights"
 DIMENSIONS = 2048
 SMALLEST = INCEPTION_SIZE  # pixels a side: what is smaller says little after it is blown up to 299
-BATCH = 64  # images a forward pass
+BATCH = {"cuda": 64, "cpu": 16}  # images a forward pass
 _PATIENCE = 30.0  # seconds without an answer after which a download is given up
 _NAMED_HASH = re.compile(r"-([0-9a-f]{8,64})\.\w+$")
 

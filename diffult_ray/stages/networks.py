@@ -30,8 +30,8 @@ def load_network(name: str, folder: str | Path, device: torch.device) -> Network
         from diffult_ray.method import inception
 
         weights = files.read_tensors(Path(folder) / "model.safetensors")
-        network = inception.build(weights).to(device)
-        return _padded(lambda images: inception.outputs(network, images, device), inception.BATCH)
+        network, batch = inception.build(weights).to(device), inception.BATCH[device.type]
+        return _padded(lambda images: inception.outputs(network, images, device), batch)
     from diffult_ray.stages.classifier import load_classifier, outputs
 
     model, normalise = load_classifier(folder, device)
