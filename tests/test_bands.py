@@ -88,6 +88,20 @@ def test_a_class_of_one_of_copies_or_of_none_takes_the_median_scale():
     np.testing.assert_allclose(got.centre[5], features.double().mean(0), rtol=1e-12)
 
 
+def test_classes_of_two_and_of_one_image_have_bands_and_neighbours():
+    real, real_labels = torch.tensor([[0.0], [2.0], [10.0]]), torch.tensor([0, 0, 1])
+    fake, labels = torch.tensor([[1.0], [4.0], [5.1], [12.0], [14.5]]), torch.tensor([0, 0, 0, 1, 1])
+    known = class_statistics(real, real_labels, 2, normalise=False, scope="class")
+    assert known.centre.tolist() == [[1.0], [10.0]] and known.scale.tolist() == [2.0, 2.0]
+    to_centre = distances(fake, labels, known, to="centre")
+    assert [BANDS[c] for c in band(to_centre)] == ["ID", "AID", "OOD", "ID", "OOD"]
+    index, distance = nearest_real(fake, labels, real, real_labels)
+    assert index.tolist() == [0, 1, 1, 2, 2]
+    closest, ratio = closeness(fake, real, nearest_other(real)[1])
+    assert closest.tolist() == [0, 1, 1, 2, 2]
+    assert ratio[3].item() == distance[3].item() / 8  # the only image of its class: the others' are 8 away
+
+
 def test_the_median_of_two_scales_lies_between_them():
     features = torch.tensor([[0.0], [1.0], [0.0], [3.0], [7.0]])
     labels = torch.tensor([0, 0, 1, 1, 2])

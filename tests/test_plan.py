@@ -199,6 +199,23 @@ def test_what_cannot_be_searched_is_what_makes_no_other_trial():
     assert refused == IN_NO_KEY | MEASURES
 
 
+def test_a_record_counts_only_for_what_measured_its_generator(tmp_path):
+    from diffult_ray.results import write_record
+    from diffult_ray.sweep import Session
+
+    store = Store(tmp_path)
+
+    def stored(images: int) -> int:
+        p = plan(quality={"images": images}, baselines=["ce"])
+        return len(Session(p, store, None, "")._stored_records())
+
+    for trial in plan(quality={"images": 100}, baselines=["ce"]).trials:
+        found = {"trial": trial.key, "status": "done", "quality": trial.quality}
+        write_record(found, store, "small")
+    assert stored(100) == 2
+    assert stored(200) == 1  # the baseline has no generator
+
+
 def test_tau_matters_to_the_regulariser_only():
     plain = BASE.model_copy(update={"generator": BASE.generator.model_copy(update={"regulariser": "none"})})
     assert keys(plain) == keys(with_other("generator.tau", plain))
