@@ -21,6 +21,7 @@ BUILDERS = {
     "split": "diffult_ray.stages.split:build",
     "extractor": "diffult_ray.stages.classifier:build_extractor",
     "reference": "diffult_ray.stages.classifier:build_reference",
+    "inception": "diffult_ray.stages.inception:build",
     "generator": "diffult_ray.stages.generator:build",
     "images": "diffult_ray.stages.images:build",
     "scores": "diffult_ray.stages.scores:build",
@@ -234,7 +235,8 @@ def _names(job: Job) -> str:
 
 FIGURES = (
     ("accuracy", "accuracy {:.1f}%"), ("loss", "loss {:.4f}"), ("images", "{} images"),
-    ("fid", "FID {:.2f}"), ("inception_score", "IS {:.2f}"), ("p_ood", "OOD {:.1%}"),
+    ("fid", "FID {:.2f}"), ("inception_score", "IS {:.2f}"), ("kid", "KID {:.4f}"),
+    ("memorised", "memorised {:.1%}"), ("p_ood", "OOD {:.1%}"),
     ("images_per_second", "{:.0f} images/s"),
 )
 

@@ -104,6 +104,7 @@ class Columns(Section):
 
 EMBEDDED = ("digits",)
 OFFICIAL = ("cifar10", "cifar100")
+DIGITS_SIZE, INCEPTION_SIZE = 8, 32  # pixels a side: of the digits, and the least that Inception is for
 LARGEST_CLASS = {"digits": 500, "cifar10": 5000, "cifar100": 500}  # n_max unless given
 
 
@@ -277,7 +278,7 @@ class Generation(Section):
 
 
 class Filter(Section):
-    """Which generated images are kept: up to a distance, or by band."""
+    """Which generated images are kept: up to a distance or by band, and perhaps by their predicted class."""
 
     threshold: Threshold | None = Field(  # in units of d_f
         None, description="2 drops OOD, as the paper does; inf or null keeps all"
@@ -286,6 +287,7 @@ class Filter(Section):
     distance: Literal["centre", "nearest"] = "centre"
     normalise: bool = False
     scope: Literal["class", "global"] = "class"  # of d_f
+    agreement: bool = False  # keep only what the extractor takes for its label; on top of the other rule
 
     @model_validator(mode="before")
     @classmethod
@@ -307,9 +309,26 @@ class Filter(Section):
 
 
 class Quality(Section):
-    network: Literal["reference"] = "reference"
+    """What measures a generator, and on how many images."""
+
+    network: Literal["reference", "inception"] = "reference"
+    inception_weights: str | None = Field(
+        None, min_length=1, description="a file (.pth, .safetensors) or URL; null: torch-fidelity's release"
+    )
     images: Int = Field(50_000, ge=20)  # uniform over classes
+    neighbours: Int = Field(3, ge=1)  # k of precision and recall
+    kid_subsets: Int = Field(100, ge=1)
+    kid_subset_size: Int = Field(1000, ge=2)  # or all images, where those are fewer
     reference: ClassifierTraining = ClassifierTraining()  # trained on the full balanced set
+
+    @model_validator(mode="after")
+    def _weights_are_inceptions(self) -> Quality:
+        if self.inception_weights is not None and self.network != "inception":
+            raise Rule(
+                "is for `network: inception`", "inception_weights", value=self.inception_weights,
+                advice="drop it, or set quality.network: inception",
+            )
+        return self
 
 
 class StageResources(Section):
@@ -385,6 +404,17 @@ class Experiment(Section):
             raise Rule(
                 f"must be at most generator.timesteps, {self.generator.timesteps}",
                 "generation.steps", "generator.timesteps", value=self.generation.steps, advice="lower it",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _can_measure(self) -> Experiment:
+        size = self.dataset.image_size or (DIGITS_SIZE if self.dataset.name == "digits" else None)
+        if self.quality.network == "inception" and size is not None and size < INCEPTION_SIZE:
+            raise Rule(
+                f"inception needs images of {INCEPTION_SIZE} pixels or more, not of {size}x{size}",
+                "quality.network", "dataset.image_size", value="inception",
+                advice="set quality.network: reference",
             )
         return self
 

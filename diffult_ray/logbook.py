@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 NOT_METRICS = frozenset({
     "trial", "method", "status", "seed", "params", "cell", "stages", "error", "per_class_accuracy",
-    "generator", "quality_network",
+    "per_class_fid", "generator", "quality", "quality_network",
 })
 PATIENCE = 30.0  # seconds of failing after which the store, not an entry, is taken to be at fault
 PAUSE = 60.0  # seconds before it is asked again

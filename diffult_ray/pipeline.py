@@ -3,8 +3,8 @@
     dataset -> split --> extractor --------------------+----------------.
                  |                                      v                |
                  '-> generator --> images --> scores (distance, band) --> classifier (kept = a mask)
-                 |        '-----> quality (FID, IS) <-- reference
-                 '-> reference (the full balanced set, for measuring only)
+                 |        '-----> quality (FID, KID, ...) <-- reference, or inception
+                 '-> reference, or inception (the full balanced set, for measuring only)
 
 A stage is a function of its section of the configuration, its inputs and an output folder. Its key
 is a hash of its name, its version, its section and its inputs' keys: what has the same key is the
@@ -24,11 +24,12 @@ from typing import Any
 
 from diffult_ray.config import Dataset, Experiment, Section
 from diffult_ray.data.sources import identity
+from diffult_ray.method.inception import identity as identity_of_weights
 
 # Raised when a stage's code changes what it makes of the same configuration and inputs.
 VERSIONS = {
-    "split": 3, "extractor": 1, "reference": 1, "generator": 1,
-    "images": 1, "scores": 1, "quality": 2, "classifier": 1,
+    "split": 3, "extractor": 1, "reference": 1, "inception": 1, "generator": 1,
+    "images": 1, "scores": 2, "quality": 3, "classifier": 1,
 }
 
 # Changes how fast a stage runs, not what it makes beyond rounding, or where the data lie: in no key.
@@ -88,6 +89,16 @@ class Place:
         return cls(dataset.root, dataset.download, dataset.loading)
 
 
+@dataclass(frozen=True)
+class Measuring:
+    """The processes that Inception runs in, and where its weights are: a file, a URL, or its release."""
+
+    workers: int
+    cpus: float
+    gpus: float
+    weights: str | None
+
+
 def _once(*sections: str) -> Callable[[Callable[[Any], Stage]], Callable[[Any], Stage]]:
     """Experiments that agree in these sections get the same object, whose key is hashed once.
 
@@ -119,7 +130,11 @@ def extractor(e: Experiment) -> Stage:
 
 @_once("dataset", "quality", "resources")
 def reference(e: Experiment) -> Stage:
-    """A classifier of the full balanced set. It measures, and nothing learns from it."""
+    """What measures, and nothing learns from it: Inception, or a classifier of the full balanced set."""
+    if e.quality.network == "inception":
+        weights, share = e.quality.inception_weights, e.resources.quality
+        where = Measuring(share.workers, share.cpus, share.gpus, weights)
+        return Stage("inception", {"weights": identity_of_weights(weights)}, {"split": split(e)}, where)
     config = _section(e.quality.reference)
     return Stage("reference", config, {"split": split(e)}, e.resources.reference)
 
@@ -149,9 +164,10 @@ def scores(e: Experiment) -> Stage:
 
 @_once("dataset", "generator", "generation", "quality", "resources")
 def quality(e: Experiment) -> Stage:
-    """FID and IS of images drawn uniformly over classes."""
+    """FID, IS, KID, precision and recall of images drawn uniformly over classes."""
     sampling = {k: v for k, v in _section(e.generation).items() if k != "per_class"}
-    config = {"network": e.quality.network, "images": e.quality.images, "generation": sampling}
+    measures = ("network", "images", "neighbours", "kid_subsets", "kid_subset_size")
+    config = {**{k: getattr(e.quality, k) for k in measures}, "generation": sampling}
     inputs = {"split": split(e), "generator": generator(e), "reference": reference(e)}
     return Stage("quality", config, inputs, e.resources.quality)
 
@@ -163,7 +179,7 @@ def classifier(e: Experiment) -> Stage:
     if e.method == "diffult":
         inputs["scores"] = scores(e)
         kept = _section(e.filter)
-        config["filter"] = {"threshold": kept["threshold"], "bands": kept["bands"]}
+        config["filter"] = {k: kept[k] for k in ("threshold", "bands", "agreement")}
     else:
         del config["synthetic_weight"]
     if e.method == "oversample":

@@ -40,6 +40,11 @@ class Trial:
         """What is built before the classifier, inputs first."""
         return [s for s in pipeline.stages(self.experiment) if s.key != self.key]
 
+    @property
+    def quality(self) -> str | None:
+        """The key of what measures its generator, which is in no other key of the trial."""
+        return next((s.key for s in self.upstream if s.name == "quality"), None)
+
     @cached_property
     def cell(self) -> str:
         """The same for trials that differ in seeds only."""

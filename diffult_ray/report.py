@@ -131,7 +131,7 @@ def print_table(data: ReportData, console: Console) -> None:
 
     for line, style in _table_lines(data, width):
         say(line, style)
-    for sentence in [*_comparison(data), *_failed(data)]:
+    for sentence in [*_comparison(data), *(f"Note: {note}." for note in data.notes), *_failed(data)]:
         indent = " " * (len(sentence) - len(sentence.lstrip()) + 2)
         for line in textwrap.wrap(sentence, width, subsequent_indent=indent, break_long_words=False):
             say(line)
@@ -329,13 +329,23 @@ def _measures() -> list[Column]:
         Column("ID/AID/OOD", _bands, "shares of the generated images by band, %"),
         Column("FID", _mean_of("fid", 2), "of the generator, lower is better"),
         Column("IS", _mean_of("inception_score", 2), "of the generator, higher is better"),
-        Column("network", _network, "that measures FID and IS"),
+        Column("KID", _mean_of("kid", 4), "of the generator, lower is better"),
+        Column("precision", _mean_of("precision", 3), "share of generated images among the real ones"),
+        Column("recall", _mean_of("recall", 3), "share of real images among the generated ones"),
+        Column("memorised", _memorised, "generated images closer to a training image than others are, %"),
+        Column("images", lambda c: whole(c.mean("fid_images")), "generated ones that FID is of"),
+        Column("network", _network, "that measures FID, IS, KID, precision and recall"),
     ]
 
 
 def _bands(cell: Cell) -> str:
     shares = [cell.mean(column) for column in ("p_id", "p_aid", "p_ood")]
     return UNKNOWN if None in shares else "/".join(number(100 * s, 0) for s in shares)
+
+
+def _memorised(cell: Cell) -> str:
+    share = cell.mean("memorised")
+    return UNKNOWN if share is None else number(100 * share)
 
 
 def _network(cell: Cell) -> str:

@@ -25,7 +25,9 @@ COLUMNS_AFTER_SEARCHED = (
     "accuracy", "balanced_accuracy", "accuracy_many", "accuracy_medium", "accuracy_few", "generated",
     "kept", "p_id", "p_aid", "p_ood", "fid", "inception_score", "quality_network", "seconds",
     "validation_accuracy", "nll", "ece", "per_class_accuracy", "cell", "generator", "error",
+    "kid", "precision", "recall", "memorised", "per_class_fid", "fid_images",
 )
+OF_GENERATOR = ("fid", "inception_score", "kid", "precision", "recall", "per_class_fid")
 GALLERY_IMAGES = 6
 
 
@@ -44,6 +46,7 @@ def record(trial: Trial, store: Store, error: str | None) -> dict[str, Any]:
         "params": {k: _plain(v) for k, v in trial.point.items()},
         "cell": trial.cell,
         "stages": {s.name: s.key for s in trial.stage.walk()},
+        "quality": trial.quality,
         "error": (error or "ended without a result") if artifact is None else None,
     }
     if artifact is None:
@@ -59,17 +62,18 @@ def record(trial: Trial, store: Store, error: str | None) -> dict[str, Any]:
 
 
 def _of_pool(trial: Trial, store: Store) -> dict[str, Any]:
-    """Band shares of the pool, FID and IS of the generator."""
+    """Band shares and memorisation of the pool; FID, IS and the like of the generator."""
     upstream = {s.name: s for s in trial.upstream}
     if "quality" not in upstream:
         return {}
     scores, quality = store.find(upstream["scores"]), store.find(upstream["quality"])
     found: dict[str, Any] = {"generator": upstream["generator"].key}
     if scores:
-        found |= {k: scores.summary[k] for k in ("p_id", "p_aid", "p_ood")}
+        found |= {k: scores.summary[k] for k in ("p_id", "p_aid", "p_ood", "memorised")}
     if quality:
-        found |= {k: quality.summary[k] for k in ("fid", "inception_score")}
+        found |= {k: quality.summary[k] for k in OF_GENERATOR}
         found["quality_network"] = quality.summary["network"]
+        found["fid_images"] = quality.summary["images"]
     return found
 
 
@@ -141,6 +145,7 @@ def report_data(
         gallery={},
         stages=_stage_table(plan, store, built),
         facts=facts,
+        notes=_notes(plan, store),
     )
     cell = selected(data)
     chosen = next((t for t in plan.trials if t.cell == cell), None)
@@ -151,6 +156,12 @@ def report_data(
 
 def _stage(trial: Trial, name: str) -> Any:
     return next(s for s in trial.stage.walk() if s.name == name)
+
+
+def _notes(plan: Plan, store: Store) -> list[str]:
+    """What a reader of the measures must know, each once."""
+    measured = [store.find(stage) for stage in plan.stages if stage.name == "quality"]
+    return list(dict.fromkeys(note for m in measured if m for note in m.summary["notes"]))
 
 
 def _stage_table(plan: Plan, store: Store, built: Mapping[str, float]) -> pd.DataFrame:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -30,6 +30,7 @@ class ReportData:
     gallery: dict[int, dict[str, np.ndarray]]
     stages: pd.DataFrame
     facts: dict[str, str]
+    notes: list[str] = field(default_factory=list)  # what a reader of the measures must know
 
     @property
     def keys(self) -> list[str]:
@@ -108,7 +109,7 @@ class Cell:
 
     def over_seeds(self, column: str) -> Estimate:
         """Of a column of the finished trials."""
-        return estimate(self.done[column])
+        return estimate(self.done.get(column, ()))  # an older table lacks the newer measures
 
     def mean(self, column: str) -> float | None:
         return self.over_seeds(column).mean

@@ -118,8 +118,10 @@ class Session:
             return DONE
         self.store.check()
         self._check_request()
+        self._check_weights(records)
         uri = self._tracking_uri()
         self._build_splits(records)
+        self._check_measures(records)
         self._write_definition()
         try:
             self._build(records, uri)
@@ -141,13 +143,14 @@ class Session:
         return sweep_folder(self.store, self.plan.sweep.name)
 
     def _stored_records(self) -> dict[str, dict[str, Any]]:
-        """Records of the trials that are done; failed ones are tried again."""
+        """Records of the trials that are done; failed ones, and those measured otherwise, are run again."""
         from diffult_ray.results import read_record
 
         name, found = self.plan.sweep.name, {}
         for trial in self.plan.trials:
             kept = read_record(trial, self.store, name)
-            if kept is not None and kept["status"] == "done":
+            measured = kept is not None and kept.get("quality") == trial.quality
+            if measured and kept["status"] == "done":
                 found[trial.key] = kept
         return found
 
@@ -204,6 +207,26 @@ class Session:
             root = stage.resources.root
             if root and "://" not in root and artifact.summary["streamed"]:
                 move(artifact.folder, str(Path(root).expanduser().absolute()))
+
+    def _check_weights(self, records: Mapping[str, Any]) -> None:
+        """Inception's weights are there, or are fetched, before anything is written."""
+        from diffult_ray.method import inception
+
+        stages = [s for s in self._needed(records) if s.name == "inception" and not self.store.find(s)]
+        for weights in dict.fromkeys(s.resources.weights for s in stages):
+            inception.read(inception.find(weights))
+
+    def _check_measures(self, records: Mapping[str, Any]) -> None:
+        """Measures that cannot be had are refused; of those that say little, a line is said now."""
+        from diffult_ray.stages import quality
+
+        notes: list[str] = []
+        for stage in self._needed(records):
+            if stage.name == "quality":
+                split = files.read_json(self.store.folder(stage.inputs["split"]) / "split.json")
+                notes += quality.check(stage.config, stage.inputs["reference"].config, split)
+        for note in dict.fromkeys(notes):
+            self.narrator.say(f"warning: {note}")
 
     def _needed(self, records: Mapping[str, Any]) -> list[Stage]:
         """The distinct stages before the trials that are not done."""

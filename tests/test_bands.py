@@ -7,7 +7,17 @@ import pytest
 import torch
 
 from diffult_ray.method import bands
-from diffult_ray.method.bands import BANDS, band, class_statistics, distances, keep, nearest_real
+from diffult_ray.method.bands import (
+    BANDS,
+    band,
+    class_statistics,
+    closeness,
+    distances,
+    expected_share,
+    keep,
+    nearest_other,
+    nearest_real,
+)
 
 
 def sample(counts, d=5, seed=0, offset=0.0):
@@ -76,6 +86,20 @@ def test_a_class_of_one_of_copies_or_of_none_takes_the_median_scale():
     np.testing.assert_allclose(got.scale[3:].numpy(), [median] * 3, rtol=1e-15)
     np.testing.assert_allclose(got.centre[3], np.ones(5))
     np.testing.assert_allclose(got.centre[5], features.double().mean(0), rtol=1e-12)
+
+
+def test_classes_of_two_and_of_one_image_have_bands_and_neighbours():
+    real, real_labels = torch.tensor([[0.0], [2.0], [10.0]]), torch.tensor([0, 0, 1])
+    fake, labels = torch.tensor([[1.0], [4.0], [5.1], [12.0], [14.5]]), torch.tensor([0, 0, 0, 1, 1])
+    known = class_statistics(real, real_labels, 2, normalise=False, scope="class")
+    assert known.centre.tolist() == [[1.0], [10.0]] and known.scale.tolist() == [2.0, 2.0]
+    to_centre = distances(fake, labels, known, to="centre")
+    assert [BANDS[c] for c in band(to_centre)] == ["ID", "AID", "OOD", "ID", "OOD"]
+    index, distance = nearest_real(fake, labels, real, real_labels)
+    assert index.tolist() == [0, 1, 1, 2, 2]
+    closest, ratio = closeness(fake, real, nearest_other(real)[1])
+    assert closest.tolist() == [0, 1, 1, 2, 2]
+    assert ratio[3].item() == distance[3].item() / 8  # the only image of its class: the others' are 8 away
 
 
 def test_the_median_of_two_scales_lies_between_them():
@@ -194,11 +218,92 @@ def test_keep_by_threshold_or_by_bands():
     assert paper.tolist() == keep(distance, codes, threshold=2.0).tolist()
 
 
+def test_the_extractors_agreement_is_a_second_filter_on_either_rule():
+    distance = torch.tensor([0.5, 1.5, 2.0, 2.5], dtype=torch.float64)
+    codes, agrees = band(distance), torch.tensor([True, False, True, True])
+    assert keep(distance, codes, threshold=2.0, agrees=agrees).tolist() == [True, False, True, False]
+    assert keep(distance, codes, bands=("AID", "OOD"), agrees=agrees).tolist() == [False, False, True, True]
+    with pytest.raises(ValueError, match="agrees"):
+        keep(distance, codes, threshold=2.0, agrees=agrees[:3])
+
+
 @pytest.mark.parametrize("rule", [{}, {"threshold": 1.0, "bands": ("ID",)}, {"bands": ("id",)}])
 def test_keep_refuses_no_rule_two_rules_and_unknown_bands(rule):
     distance = torch.ones(1)
     with pytest.raises(ValueError):
         keep(distance, band(distance), **rule)
+
+
+# --- memorisation -----------------------------------------------------------------------------
+
+
+def literal_nearest(rows, i):
+    return min(math.dist(rows[i], other) for j, other in enumerate(rows) if j != i)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1000.0])
+def test_the_nearest_other_sample_is_the_literal_one(block, offset):
+    features, _ = sample([20, 5, 1], offset=offset)
+    index, distance = nearest_other(features)
+    rows = features.double().numpy()
+    for i in range(len(rows)):
+        assert int(index[i]) != i
+        assert float(distance[i]) == pytest.approx(literal_nearest(rows, i), rel=1e-9)
+        assert math.dist(rows[i], rows[index[i]]) == pytest.approx(float(distance[i]), rel=1e-9)
+
+
+def test_closeness_is_the_literal_one_and_knows_no_class(block):
+    real, _ = sample([30, 12, 1])
+    fake, _ = sample([9, 9, 9], seed=1)
+    index, ratio = closeness(fake, real, nearest_other(real)[1])
+    rows = real.double().numpy()
+    for x, i, got in zip(fake.double().numpy(), index.tolist(), ratio.tolist(), strict=True):
+        near = [math.dist(x, t) for t in rows]
+        assert i == int(np.argmin(near))
+        assert got == pytest.approx(near[i] / literal_nearest(rows, i), rel=1e-9)
+    assert 0 < float((ratio < 1).double().mean()) < 1
+
+
+def test_a_copy_is_memorised_also_of_an_image_that_the_training_set_holds_twice():
+    real = torch.tensor([[0.0], [4.0], [10.0], [10.0]])
+    fake = torch.tensor([[0.0], [10.0], [10.5], [3.0], [1.5]])
+    index, ratio = closeness(fake, real, nearest_other(real)[1])
+    assert index.tolist() == [0, 2, 2, 1, 0]
+    assert ratio.tolist() == [0.0, 0.0, math.inf, 0.25, 0.375]
+
+
+def literal_share(rows):
+    """Each row left out and taken for a sample: is it nearer to its nearest than any other row?"""
+    count = 0
+    for i, x in enumerate(rows):
+        others = [j for j in range(len(rows)) if j != i]
+        t = min(others, key=lambda j: math.dist(x, rows[j]))
+        spacing = min((math.dist(rows[t], rows[j]) for j in others if j != t), default=math.inf)
+        count += math.dist(x, rows[t]) < spacing or math.dist(x, rows[t]) == 0
+    return count / len(rows)
+
+
+@pytest.mark.parametrize("copies", [0, 3])
+def test_the_expected_share_leaves_each_training_image_out(copies):
+    features, _ = sample([25, 10])
+    features = torch.cat([features, features[:1].expand(copies, -1)])
+    got = expected_share(*nearest_other(features))
+    assert got == pytest.approx(literal_share(features.double().numpy()))
+
+
+def test_draws_of_the_same_distribution_have_about_the_expected_share():
+    both = torch.randn(4000, 8, generator=torch.Generator().manual_seed(0))
+    real, fresh = both[:2000], both[2000:]
+    index, distance = nearest_other(real)
+    share = float((closeness(fresh, real, distance)[1] < 1).double().mean())
+    assert share == pytest.approx(expected_share(index, distance), abs=0.05)
+    assert 0.4 < share < 0.7
+    assert float((closeness(real, real, distance)[1] < 1).double().mean()) == 1.0
+
+
+def test_another_sample_needs_two():
+    with pytest.raises(ValueError, match="two samples"):
+        nearest_other(torch.ones(1, 2))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -165,7 +165,12 @@ def with_other(key: str, e: Experiment = BASE) -> Experiment:
     return changed(e, key)
 
 
+def with_network(name: str) -> Experiment:
+    return BASE.model_copy(update={"quality": BASE.quality.model_copy(update={"network": name})})
+
+
 IN_NO_KEY = {
+    "quality.inception_weights",  # of the reference network; of Inception, see tests/test_inception.py
     "dataset.root", "dataset.download", "dataset.loading",  # where the data lie, and how they are read
     "select",  # which images choose between cells
     *(k for k in config.known_keys() if k.startswith("resources.")),  # how fast a stage runs
@@ -190,7 +195,25 @@ def test_a_key_that_applies_to_a_method_changes_its_trial_and_no_other_does(key,
 
 def test_what_cannot_be_searched_is_what_makes_no_other_trial():
     refused = {k for k in config.known_keys() if config.NOT_SEARCHED.fullmatch(k)}
+    assert "quality.network" in refused  # one sweep, one network: its FIDs are on one scale
     assert refused == IN_NO_KEY | MEASURES
+
+
+def test_a_record_counts_only_for_what_measured_its_generator(tmp_path):
+    from diffult_ray.results import write_record
+    from diffult_ray.sweep import Session
+
+    store = Store(tmp_path)
+
+    def stored(images: int) -> int:
+        p = plan(quality={"images": images}, baselines=["ce"])
+        return len(Session(p, store, None, "")._stored_records())
+
+    for trial in plan(quality={"images": 100}, baselines=["ce"]).trials:
+        found = {"trial": trial.key, "status": "done", "quality": trial.quality}
+        write_record(found, store, "small")
+    assert stored(100) == 2
+    assert stored(200) == 1  # the baseline has no generator
 
 
 def test_tau_matters_to_the_regulariser_only():
@@ -216,10 +239,11 @@ def test_a_change_reaches_what_is_after_it_and_nothing_before():
 
 @pytest.mark.parametrize("stage", sorted(pipeline.VERSIONS))
 def test_a_new_version_of_a_stage_is_another_artifact(stage, monkeypatch):
-    before = keys(BASE)[stage]
+    base = with_network("inception") if stage == "inception" else BASE
+    before = keys(base)[stage]
     monkeypatch.setitem(pipeline.VERSIONS, stage, 1000)
     # A section of its own, as stages that have their key already keep it.
-    fresh = BASE.model_copy(update={"dataset": BASE.dataset.model_copy(update={"root": stage})})
+    fresh = base.model_copy(update={"dataset": base.dataset.model_copy(update={"root": stage})})
     assert keys(fresh)[stage] != before
 
 

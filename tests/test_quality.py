@@ -8,8 +8,19 @@ import torch
 from scipy.linalg import sqrtm
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_isc import isc_features_to_metric
+from torch_fidelity.metric_kid import kid_features_to_metric
+from torch_fidelity.metric_prc import prc_features_to_metric
 
-from diffult_ray.method.quality import InceptionScore, Moments, balanced_counts, frechet_distance
+from diffult_ray.method import quality
+from diffult_ray.method.quality import (
+    InceptionScore,
+    Moments,
+    balanced_counts,
+    frechet_distance,
+    kid,
+    moments_of,
+    precision_recall,
+)
 
 
 def features(n, d, seed, shift=0.0, scale=1.0):
@@ -104,7 +115,7 @@ def test_frechet_distance_of_fewer_images_than_dimensions(n, m):
     expected = np.square(a.mean(0) - b.mean(0)).sum() + spread - 2 * shared
     got = frechet_distance(moments(a), moments(b))
     assert got == pytest.approx(expected, rel=1e-11)
-    assert got == pytest.approx(torch_fidelity_fid(a, b), rel=1e-5)
+    assert got == pytest.approx(torch_fidelity_fid(a, b), rel=1e-6)
 
 
 def test_frechet_distance_to_itself_is_nothing_and_it_is_symmetric():
@@ -210,10 +221,132 @@ def test_balanced_counts_refuse(total, classes):
 def test_the_inception_scores_splits_are_equal_and_blind_to_the_class(n):
     from diffult_ray.method.quality import balanced_counts
     from diffult_ray.stages import pool
-    from diffult_ray.stages.quality import SPLITS, _splits
+    from diffult_ray.stages.quality import SPLITS, _ranks
 
     rows = pool.requests(balanced_counts(n, 100), seed=0)
-    splits = _splits(rows["seed"].to_numpy())
+    splits = _ranks(rows["seed"].to_numpy()) * SPLITS // n
     sizes = np.bincount(splits, minlength=SPLITS)
     assert sizes.sum() == n and sizes.max() - sizes.min() <= 1
     assert abs(np.corrcoef(splits, rows["label"].to_numpy())[0, 1]) < 3 / math.sqrt(n)
+
+
+# --- a covariance that cannot be had -----------------------------------------------------------
+
+
+def test_a_covariance_that_is_not_finite_is_an_error_and_not_nan():
+    huge = np.array([[1e200, 0.0], [-1e200, 1.0], [0.0, 2.0]])
+    with np.errstate(over="ignore", invalid="ignore"), pytest.raises(ValueError, match="not finite"):
+        frechet_distance(moments(huge), moments(features(9, 2, seed=0)))
+
+
+def test_moments_of_the_whole_are_those_of_its_parts():
+    values = features(100, 6, seed=0)
+    got = moments_of(torch.from_numpy(values), rows=33)
+    np.testing.assert_allclose(got.covariance, np.cov(values, rowvar=False), rtol=1e-11)
+
+
+# --- KID ---------------------------------------------------------------------------------------
+
+
+def literal_mmd(x, y):
+    """Binkowski et al., eq. 4: sums over pairs, the diagonal left out."""
+    def k(a, b):
+        return (a @ b / len(a) + 1) ** 3
+
+    m, n = len(x), len(y)
+    xx = sum(k(x[i], x[j]) for i in range(m) for j in range(m) if i != j) / (m * (m - 1))
+    yy = sum(k(y[i], y[j]) for i in range(n) for j in range(n) if i != j) / (n * (n - 1))
+    return xx + yy - 2 * sum(k(a, b) for a in x for b in y) / (m * n)
+
+
+def test_kid_of_one_subset_that_is_the_whole_is_the_formula():
+    a, b = features(12, 5, seed=0), features(12, 5, seed=1, shift=0.5)
+    mean, deviation = kid(a, b, subsets=1, subset_size=12)
+    assert mean == pytest.approx(literal_mmd(a, b), rel=1e-10)
+    assert deviation == 0.0
+
+
+@pytest.mark.parametrize("seed", [2020, 7])
+def test_kid_is_torch_fidelitys(seed):
+    a, b = features(90, 8, seed=0), features(70, 8, seed=1, shift=0.2)
+    theirs = kid_features_to_metric(
+        torch.from_numpy(a), torch.from_numpy(b), kid_subsets=10, kid_subset_size=40, rng_seed=seed,
+        kid_kernel="poly", verbose=False,
+    )
+    mean, deviation = kid(a, b, subsets=10, subset_size=40, seed=seed)
+    assert mean == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-9)
+    assert deviation == pytest.approx(theirs["kernel_inception_distance_std"], rel=1e-9)
+
+
+def test_kids_subsets_are_no_larger_than_what_there_is():
+    a, b = features(9, 3, seed=0), features(30, 3, seed=1)
+    assert kid(a, b, subsets=5, subset_size=1000) == kid(a, b, subsets=5, subset_size=9)
+
+
+def test_kid_of_samples_of_one_distribution_is_about_nothing():
+    both = features(400, 4, seed=0)
+    mean, deviation = kid(both[:200], both[200:], subsets=20, subset_size=100)
+    assert abs(mean) < 2 * deviation
+
+
+@pytest.mark.parametrize(("n", "m"), [(1, 9), (9, 1), (0, 9)])
+def test_kid_refuses_fewer_than_two_samples(n, m):
+    with pytest.raises(ValueError, match="two samples a side"):
+        kid(features(n, 3, seed=0), features(m, 3, seed=1))
+
+
+# --- precision and recall ----------------------------------------------------------------------
+
+
+def literal_precision(fake, real, k):
+    """Each generated sample against each real one's ball, by loops."""
+    radii = []
+    for i, row in enumerate(real):
+        radii.append(sorted(math.dist(row, other) for j, other in enumerate(real) if j != i)[k - 1])
+    inside = [any(math.dist(f, r) <= radius for r, radius in zip(real, radii, strict=True)) for f in fake]
+    return sum(inside) / len(fake)
+
+
+@pytest.fixture(params=[2**23, 100], ids=["one block", "many blocks"])
+def block(request, monkeypatch):
+    monkeypatch.setattr(quality, "_BLOCK_NUMBERS", request.param)
+
+
+@pytest.mark.parametrize("k", [1, 3])
+@pytest.mark.parametrize("offset", [0.0, 1e4])
+def test_precision_and_recall_are_the_literal_ones(block, k, offset):
+    fake, real = features(25, 4, seed=0) + offset, features(40, 4, seed=1, shift=0.3) + offset
+    precision, recall = precision_recall(fake, real, neighbours=k)
+    assert precision == literal_precision(fake, real, k)
+    assert recall == literal_precision(real, fake, k)
+    assert 0 < precision < 1 and 0 < recall < 1
+
+
+def test_precision_and_recall_are_torch_fidelitys(block):
+    fake, real = features(60, 6, seed=0), features(80, 6, seed=1, shift=0.3)
+    theirs = prc_features_to_metric(
+        torch.from_numpy(fake), torch.from_numpy(real), prc_neighborhood=3, prc_batch_size=32, verbose=False
+    )
+    assert precision_recall(fake, real) == pytest.approx((theirs["precision"], theirs["recall"]), rel=1e-6)
+
+
+def test_precision_sees_what_is_false_and_recall_what_is_missing():
+    real = features(100, 3, seed=0)
+    precision, recall = precision_recall(real[:20] * 1e-3, real)  # all in the middle
+    assert precision == 1.0 and recall < 0.2
+    assert precision_recall(real + 1e3, real) == (0.0, 0.0)
+    assert precision_recall(real, real) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize(("n", "m"), [(3, 9), (9, 3), (0, 9)])
+def test_precision_and_recall_refuse_too_few_samples(n, m):
+    with pytest.raises(ValueError, match="more samples a side"):
+        precision_recall(features(n, 3, seed=0), features(m, 3, seed=1), neighbours=3)
+
+
+@pytest.mark.parametrize("measure", [kid, precision_recall])
+def test_measures_of_a_sample_refuse_bad_features(measure):
+    with pytest.raises(ValueError, match="dimensions"):
+        measure(features(9, 3, seed=0), features(9, 4, seed=0))
+    with pytest.raises(ValueError, match="not finite"):
+        measure(features(9, 3, seed=0), np.full((9, 3), math.nan))

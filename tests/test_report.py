@@ -4,6 +4,7 @@ import io
 import math
 import re
 import warnings
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -274,6 +275,27 @@ def test_each_quality_network_has_an_axis_of_its_own(tmp_path):
     names = {p.name for p in (tmp_path / "figures").iterdir()}
     assert names == {"accuracy_fid_reference.png", "accuracy_fid_inception.png"}
     assert all("n = 2: no coefficient" in c for c in captions(make(rows, [STEPS])))
+
+
+def test_the_measures_of_a_generator_are_columns_and_what_to_know_of_them_is_told(tmp_path, capsys):
+    measures = {"fid": 4.2, "kid": 0.0123, "precision": 0.81, "recall": 0.4, "memorised": 0.25,
+                "fid_images": 1000, "quality_network": "inception", "per_class_fid": [None, 3.0]}
+    data = make([trial("a", **{WEIGHT: 1.0}, **measures)], notes=["FID of 1000 images & few"])
+    found = page(data, tmp_path)
+    shown = dict(zip(found.rows[0], found.rows[1], strict=True))
+    assert [shown[k] for k in ("FID", "KID", "precision", "recall", "memorised", "images", "network")] == [
+        "4.20", "0.0123", "0.810", "0.400", "25.0", "1000", "inception",
+    ]
+    assert "FID of 1000 images & few." in found.text
+    print_table(data, Console())
+    assert "Note: FID of 1000 images & few." in capsys.readouterr().out
+
+
+def test_a_table_of_before_these_measures_is_still_shown():
+    data = make([trial("a", **{WEIGHT: 1.0}, fid=4.2)])
+    older = data.results.drop(columns=["kid", "memorised", "fid_images"])
+    (cell,) = summary.cells(replace(data, results=older))
+    assert cell.mean("kid") is None and cell.mean("fid") == 4.2
 
 
 def test_each_way_to_sample_a_generator_is_a_point():

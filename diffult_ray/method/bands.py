@@ -120,6 +120,66 @@ def nearest_real(
     return index, distance
 
 
+def nearest_other(features: Tensor) -> tuple[Tensor, Tensor]:
+    """The nearest other sample of each: [n] int64 index and [n] float64 distance, 0 for a copy.
+
+    Args:
+        features: [n, d].
+
+    Raises:
+        ValueError: fewer than two samples.
+    """
+    if len(features) < 2:
+        raise ValueError(f"another sample needs two samples or more, got {len(features)}")
+    points = features.double()
+    points = points - points.mean(dim=0)
+    squares = points.square().sum(dim=1)
+    index = torch.zeros(len(points), dtype=torch.int64, device=points.device)
+    for rows in torch.arange(len(points), device=points.device).split(_block_rows(points)):
+        squared = torch.addmm(squares, points[rows], points.T, alpha=-2)
+        squared[torch.arange(len(rows), device=points.device), rows] = torch.inf
+        index[rows] = squared.argmin(dim=1)
+    return index, (points - points[index]).norm(dim=1)
+
+
+def closeness(features: Tensor, real_features: Tensor, spacing: Tensor) -> tuple[Tensor, Tensor]:
+    """How near a sample is to a training image, in units of how near training images are to each other.
+
+    A memorisation measure (ours) over all classes together, so that a class of one image has it too.
+    With t the training image nearest to a sample x, and t' the training image nearest to t, the ratio
+    is d(x, t) / d(t, t'); x counts as memorised where it is below 1: x is nearer to t than any other
+    training image is. A copy of t has 0, also where the training set holds t twice.
+
+    A good generator's share is not 0: a fresh sample and its nearest training image are often each
+    other's nearest. `expected_share` says how often that is so among the training images.
+
+    Args:
+        features: [m, d] samples.
+        real_features: [n, d] training images.
+        spacing: [n] distance of each training image to the nearest other one.
+
+    Returns:
+        [m] int64 index of t, and [m] float64 ratio, infinite beside a training image that has a copy.
+    """
+    real_labels = torch.zeros(len(real_features), dtype=torch.int64, device=real_features.device)
+    labels = torch.zeros(len(features), dtype=torch.int64, device=features.device)
+    index, distance = nearest_real(features, labels, real_features, real_labels)
+    return index, torch.where(distance == 0, 0.0, distance / spacing[index])
+
+
+def expected_share(index: Tensor, distance: Tensor) -> float:
+    """The memorised share of fresh draws, as the training images have it among themselves.
+
+    Each in turn is left out, and compared with the others as a sample is: it counts where it is the
+    nearest of its nearest, or a copy.
+
+    Args:
+        index: [n], distance: [n], of `nearest_other`.
+    """
+    mutual = index[index] == torch.arange(len(index), device=index.device)
+    return float((mutual | (distance == 0)).double().mean())
+
+
 def distances(
     features: Tensor,
     labels: Tensor,
@@ -168,24 +228,32 @@ def keep(
     *,
     threshold: float | None = None,
     bands: tuple[str, ...] | None = None,
+    agrees: Tensor | None = None,
 ) -> Tensor:
     """The filter: [m] bool, by threshold or by bands. The paper drops OOD: threshold 2.
+
+    The second filter, by the extractor's agreement with the label, is ours.
 
     Args:
         distance: [m] in units of d_f.
         band: [m] codes.
         threshold: keep distance <= threshold; infinity keeps all.
         bands: names out of BANDS; keep these.
+        agrees: [m] bool, whether the extractor predicts the label; keep these only, if given.
 
     Raises:
-        ValueError: both or neither given, or an unknown band.
+        ValueError: both or neither given, an unknown band, or an `agrees` of another length.
     """
     if (threshold is None) == (bands is None):
         raise ValueError("exactly one of threshold and bands")
+    if agrees is not None and agrees.shape != distance.shape:
+        raise ValueError(f"agrees is [m], got {tuple(agrees.shape)} for {len(distance)} distances")
     if threshold is not None:
-        return distance <= threshold
-    codes = [BANDS.index(name) for name in bands or ()]
-    return torch.isin(band, torch.tensor(codes, dtype=band.dtype, device=band.device))
+        kept = distance <= threshold
+    else:
+        codes = [BANDS.index(name) for name in bands or ()]
+        kept = torch.isin(band, torch.tensor(codes, dtype=band.dtype, device=band.device))
+    return kept if agrees is None else kept & agrees
 
 
 def _check(features: Tensor, labels: Tensor, num_classes: int | None = None) -> None:

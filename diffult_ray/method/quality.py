@@ -1,13 +1,14 @@
-"""FID and Inception Score, streamed in float64.
+"""FID and Inception Score, streamed in float64; KID, precision and recall of a bounded sample.
 
-Both keep sums that workers gather apart and that are merged afterwards, so that no one ever holds
-all features. A state goes through a file or a table row as plain arrays. Whose features and logits
-they are (Inception's or a reference classifier's) is the caller's business.
+The first two keep sums that workers gather apart and that are merged afterwards, so that no one ever
+holds all features. A state goes through a file or a table row as plain arrays. The others compare
+images with images, so that they are of a sample, in blocks of bounded memory. Whose features and
+logits they are (Inception's or a reference classifier's) is the caller's business.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Array = NDArray[np.float64]
+ENOUGH = 2  # samples a dimension under which a FID is too much a matter of their number to be trusted
+_BLOCK_NUMBERS = 2**23  # of a block of distances: 64 MiB
 
 
 class Moments:
@@ -62,10 +65,12 @@ class Moments:
         """[d, d], unbiased (divided by n - 1), as np.cov and torch-fidelity have it.
 
         Raises:
-            ValueError: fewer than two samples.
+            ValueError: fewer than two samples, or sums that float64 cannot hold.
         """
         if self.count < 2:
             raise ValueError(f"a covariance needs two samples or more, got {self.count}")
+        if not (np.isfinite(self.scatter).all() and np.isfinite(self.mean).all()):
+            raise ValueError(f"the covariance of {self.count} samples is not finite: features too large")
         return self.scatter / (self.count - 1)
 
     def to_arrays(self) -> dict[str, NDArray]:
@@ -88,10 +93,15 @@ def frechet_distance(a: Moments, b: Moments) -> float:
 
     With factors A = F F', B = G G', the trace of (AB)^(1/2) is the sum of F'G's singular values.
     That needs no square root of a product's eigenvalues, whose rounding a singular covariance
-    (fewer images than dimensions) magnifies to the square root of the machine's precision.
+    (fewer images than dimensions) magnifies to the square root of the machine's precision, and no
+    epsilon on the diagonal.
+
+    The value is biased upwards where samples are few (Chong and Forsyth, arXiv 1911.07023): under
+    `ENOUGH` samples a dimension, say so.
 
     Raises:
-        ValueError: fewer than two samples on a side, or features of different dimensions.
+        ValueError: fewer than two samples on a side, features of different dimensions, or a
+            covariance that is not finite.
     """
     first, second = a.covariance, b.covariance
     if first.shape != second.shape:
@@ -180,6 +190,114 @@ class InceptionScore:
         flat = _flat(arrays["probability"])
         score.probability = flat.reshape(len(count), len(flat) // len(count))
         return score
+
+
+def moments_of(features: Tensor | Array, rows: int = 4096) -> Moments:
+    """The moments of features [n, d] that are all at hand, `rows` at a time in float64."""
+    moments = Moments()
+    for start in range(0, len(features), rows):
+        moments.update(features[start : start + rows])
+    return moments
+
+
+def kid(
+    fake: Tensor | Array,
+    real: Tensor | Array,
+    *,
+    subsets: int = 100,
+    subset_size: int = 1000,
+    seed: int = 2020,
+) -> tuple[float, float]:
+    """Kernel Inception Distance, mean and deviation over subsets (Binkowski et al., arXiv 1801.01401).
+
+    The unbiased estimate of the squared maximum mean discrepancy (eq. 4) with the kernel
+    (x'y / d + 1)^3, over random subsets of both sides, as torch-fidelity draws them for the same
+    seed. It may be slightly below zero where the two sides are alike.
+
+    Args:
+        fake: [m, d], real: [n, d].
+        subsets: how many.
+        subset_size: images of each side in a subset; m or n where those are fewer.
+
+    Raises:
+        ValueError: fewer than two samples on a side, or features of different dimensions.
+    """
+    x, y = _two_sides(fake, real)
+    size = min(subset_size, len(x), len(y))
+    if size < 2 or subsets < 1:
+        raise ValueError(f"KID needs two samples a side or more, got {len(x)} and {len(y)}")
+    if size == len(x) == len(y):
+        subsets = 1  # the others would be the same
+    rng = np.random.RandomState(seed)
+    found = np.empty(subsets)
+    for i in range(subsets):
+        a = x[rng.choice(len(x), size, replace=False)]
+        b = y[rng.choice(len(y), size, replace=False)]
+        within = sum(k.sum() - np.trace(k) for k in (_cubic(a, a), _cubic(b, b)))
+        found[i] = within / (size * (size - 1)) - 2 * _cubic(a, b).mean()
+    return float(found.mean()), float(found.std())
+
+
+def precision_recall(
+    fake: Tensor | Array, real: Tensor | Array, *, neighbours: int = 3
+) -> tuple[float, float]:
+    """Improved precision and recall (Kynkaanniemi et al., arXiv 1904.06991, eq. 1 and 2).
+
+    Precision is the share of generated samples within the ball of a real one, whose radius is the
+    distance to its k-th nearest other real sample; recall the same with the sides exchanged.
+
+    Args:
+        fake: [m, d], real: [n, d].
+        neighbours: k.
+
+    Raises:
+        ValueError: k or fewer samples on a side, or features of different dimensions.
+    """
+    x, y = _two_sides(fake, real)
+    if neighbours < 1 or min(len(x), len(y)) <= neighbours:
+        raise ValueError(
+            f"precision and recall of {neighbours} neighbours need more samples a side, "
+            f"got {len(x)} and {len(y)}"
+        )
+    centre = y.mean(axis=0)  # |a|^2 + |b|^2 - 2ab cancels where the norms are large
+    x, y = x - centre, y - centre
+    return _covered(x, y, _radii(y, neighbours)), _covered(y, x, _radii(x, neighbours))
+
+
+def _cubic(a: Array, b: Array) -> Array:
+    kernel = a @ b.T / a.shape[1] + 1.0
+    return kernel * kernel * kernel  # a power would be a logarithm of every pair
+
+
+def _two_sides(fake: Tensor | Array, real: Tensor | Array) -> tuple[Array, Array]:
+    x, y = _finite(fake, "features"), _finite(real, "features")
+    if x.shape[1] != y.shape[1]:
+        raise ValueError(f"features of {x.shape[1]} and of {y.shape[1]} dimensions")
+    return x, y
+
+
+def _squared_distances(a: Array, b: Array) -> Iterator[tuple[slice, Array]]:
+    """(rows, squared distances [k, n]) of a [m, d] to b [n, d], a block of rows at a time."""
+    squares, step = np.square(b).sum(axis=1), max(1, _BLOCK_NUMBERS // len(b))
+    for start in range(0, len(a), step):
+        rows = slice(start, min(start + step, len(a)))
+        block = a[rows]
+        yield rows, np.square(block).sum(axis=1)[:, None] + squares - 2 * (block @ b.T)
+
+
+def _radii(points: Array, neighbours: int) -> Array:
+    """[n] squared distance of each point to its k-th nearest other point."""
+    radii = np.empty(len(points))
+    for rows, squared in _squared_distances(points, points):
+        squared[np.arange(len(squared)), np.arange(rows.start, rows.stop)] = -np.inf  # itself comes first
+        radii[rows] = np.partition(squared, neighbours, axis=1)[:, neighbours]
+    return radii
+
+
+def _covered(points: Array, centres: Array, radii: Array) -> float:
+    """Share of points that lie in the ball of at least one centre."""
+    blocks = _squared_distances(points, centres)
+    return sum(int((squared <= radii).any(axis=1).sum()) for _, squared in blocks) / len(points)
 
 
 def balanced_counts(total: int, num_classes: int) -> list[int]:

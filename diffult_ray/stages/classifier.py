@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from diffult_ray.data import Split
     from diffult_ray.data.references import References
+    from diffult_ray.stages.pool import Pool
 
 CURVE_POINTS = 100
 POINT_STEPS = 50  # at most, since checkpoints are made at the curve's points
@@ -120,17 +121,18 @@ def training_set(payload: Mapping[str, Any], split: Split) -> TrainingSet:
 
 
 def _with_synthetic(payload, images: torch.Tensor | References, labels: torch.Tensor) -> TrainingSet:
-    """Real images at weight 1 and the kept synthetic ones at weight omega, in the order of their ids."""
+    """Real images at weight 1 and the kept synthetic ones at weight omega, in the order of their ids.
+
+    Raises:
+        ValueError: bands that hold none of the images. A threshold may keep none: it is then the CE row.
+    """
     import torch
 
-    from diffult_ray.method.bands import keep
     from diffult_ray.stages.pool import read_pool
 
     config = payload["config"]
     pool = read_pool(payload["inputs"]["scores"])
-    rule = config["filter"]
-    threshold = None if rule["threshold"] is None else float(rule["threshold"])
-    mask = keep(pool.distance, pool.band, threshold=threshold, bands=rule["bands"])
+    mask = kept(config["filter"], pool)
     weights = torch.cat([torch.ones(len(labels)), torch.full((int(mask.sum()),), config["synthetic_weight"])])
     return TrainingSet(
         images=feed.join(images, _of_pool(pool, mask, images, payload["packed_pool"])),
@@ -148,6 +150,22 @@ def _of_pool(pool, mask: torch.Tensor, beside: torch.Tensor | References, packed
         every = feed.packed(Path(packed_pool), len(pool), channels=channels, image_size=size)
         return every.take(mask.nonzero()[:, 0].numpy())
     return pool.images[mask]
+
+
+def kept(rule: Mapping[str, Any], pool: Pool) -> torch.Tensor:
+    """[n] bool, the images of a scored pool that the filter keeps. Raises ValueError as above."""
+    from diffult_ray.method.bands import keep
+
+    threshold = None if rule["threshold"] is None else float(rule["threshold"])
+    agrees = pool.agrees if rule["agreement"] else None
+    mask = keep(pool.distance, pool.band, threshold=threshold, bands=rule["bands"], agrees=agrees)
+    if rule["bands"] is not None and not mask.any():
+        agreeing = " with filter.agreement" if rule["agreement"] else ""
+        raise ValueError(
+            f"filter.bands [{', '.join(rule['bands'])}]{agreeing} keeps none of the {len(mask)} images: "
+            "name another band, or set filter.threshold"
+        )
+    return mask
 
 
 # --- the training loop --------------------------------------------------------------------------

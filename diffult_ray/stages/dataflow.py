@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -69,6 +70,14 @@ def count(dataset: Any, total: int, work: Path) -> None:
     for batch in dataset.iter_batches(batch_format="pyarrow", batch_size=None):
         done += pc.sum(batch["done"]).as_py() or 0
         tell(work, done, total)
+
+
+def matrix(column: pa.ChunkedArray) -> np.ndarray:
+    """A column of lists of one length as [n, d]."""
+    array = column.combine_chunks()
+    if isinstance(array, pa.ChunkedArray):
+        array = pa.concat_arrays(array.chunks)
+    return np.asarray(array.flatten()).reshape(len(array), -1)
 
 
 def tell(work: Path, done: int, total: int) -> None:

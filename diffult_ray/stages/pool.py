@@ -28,6 +28,8 @@ SCORE_FIELDS = [
     ("nearest", pa.int64()),  # of the real training images
     ("nearest_distance", pa.float64()),  # in feature space, not in units of d_f
     ("predicted", pa.int64()),  # the extractor's class
+    ("closest", pa.int64()),  # of the real training images of all classes
+    ("closest_ratio", pa.float64()),  # its distance, in units of its own to its nearest other one
 ]
 SCORED_SCHEMA = pa.schema([*IMAGE_SCHEMA, *(pa.field(name, kind) for name, kind in SCORE_FIELDS)])
 ROWS_PER_FILE = 20_000
@@ -101,6 +103,11 @@ class Pool:
     @property
     def distance(self) -> torch.Tensor:
         return self._tensor("distance")
+
+    @property
+    def agrees(self) -> torch.Tensor:
+        """[n] bool, whether the extractor predicts the label."""
+        return self._tensor("predicted") == self.labels
 
     @cached_property
     def band(self) -> torch.Tensor:

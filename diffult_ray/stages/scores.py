@@ -1,13 +1,15 @@
-"""Scoring: distance in units of d_f, band and nearest real image of every generated image."""
+"""Scoring: distance in units of d_f, band, nearest real image and closeness of every generated image."""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -56,11 +58,17 @@ class Scorer:
             features, labels, self.num_classes, normalise=config["normalise"], scope=config["scope"]
         )
 
+    @cached_property
+    def spacing(self) -> Any:
+        from diffult_ray.method.bands import nearest_other
+
+        return nearest_other(self.real["real_features"])[1]
+
     def __call__(self, rows: pa.Table) -> pa.Table:
         """The rows with the score columns."""
         import torch
 
-        from diffult_ray.method.bands import BANDS, band, distances, nearest_real
+        from diffult_ray.method.bands import BANDS, band, closeness, distances, nearest_real
         from diffult_ray.stages.classifier import outputs
 
         images = torch.from_numpy(pool.decode(rows["image"].to_pylist()))
@@ -70,12 +78,15 @@ class Scorer:
         to = self.target["config"]["distance"]
         distance = distances(features, labels, self.statistics, to=to, **self.real)
         nearest, nearest_distance = nearest_real(features, labels, **self.real)
+        closest, ratio = closeness(features, self.real["real_features"], self.spacing)
         columns = {
             "distance": distance.double().cpu().numpy(),
             "band": [BANDS[code] for code in band(distance).tolist()],
             "nearest": nearest.cpu().numpy(),
             "nearest_distance": nearest_distance.double().cpu().numpy(),
             "predicted": logits.argmax(1).numpy(),
+            "closest": closest.cpu().numpy(),
+            "closest_ratio": ratio.cpu().numpy(),
         }
         for name, kind in pool.SCORE_FIELDS:
             rows = rows.append_column(name, pa.array(columns[name], type=kind))
@@ -138,4 +149,25 @@ def _finish(order: Order, size: int) -> None:
     files.write_json(order.out / "summary.json", {
         "images": size,
         **{f"p_{band.lower()}": shares[band] / max(1, size) for band in ("ID", "AID", "OOD")},
+        **_memorisation(table, order),
     })
+
+
+def _memorisation(table: pa.Table, order: Order) -> dict[str, float | None]:
+    """Shares of images that are nearer to a training image than any other training image is.
+
+    `memorised` of the generated images, `memorised_expected` of the training images among themselves,
+    `agreement` of the generated images whose label the extractor predicts. None without images.
+    """
+    from diffult_ray.method.bands import expected_share, nearest_other
+
+    features = files.read_tensors(order.inputs["extractor"] / "features.safetensors")["features"]
+    ratio = table["closest_ratio"].to_numpy()
+    agrees = table["predicted"].to_numpy() == table["label"].to_numpy()
+    middle = float(np.median(ratio)) if len(ratio) else math.inf
+    return {
+        "memorised": float((ratio < 1).mean()) if len(ratio) else None,
+        "memorised_expected": expected_share(*nearest_other(features)),
+        "closest_ratio": middle if math.isfinite(middle) else None,  # the median
+        "agreement": float(agrees.mean()) if len(ratio) else None,
+    }
