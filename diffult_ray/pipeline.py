@@ -22,7 +22,7 @@ from functools import cached_property, lru_cache, wraps
 from types import SimpleNamespace
 from typing import Any
 
-from diffult_ray.config import Dataset, Experiment, Section
+from diffult_ray.config import Dataset, Experiment, Generator, Section
 from diffult_ray.data.sources import identity
 
 # Raised when a stage's code changes what it makes of the same configuration and inputs.
@@ -124,15 +124,17 @@ def reference(e: Experiment) -> Stage:
     return Stage("reference", config, {"split": split(e)}, e.resources.reference)
 
 
-@_once("dataset", "generator", "resources")
+@_once("dataset", "extractor", "generator", "resources")
 def generator(e: Experiment) -> Stage:
-    config = _section(e.generator)
-    if e.generator.regulariser == "none":
-        del config["tau"]
-    return Stage("generator", config, {"split": split(e)}, e.resources.generator)
+    """Of the split alone, but for the AID loss, which measures in the extractor's features."""
+    config = {k: v for k, v in _section(e.generator).items() if _used(k, e.generator)}
+    inputs = {"split": split(e)}
+    if e.generator.aid_weight > 0:
+        inputs["extractor"] = extractor(e)
+    return Stage("generator", config, inputs, e.resources.generator)
 
 
-@_once("dataset", "generator", "generation", "resources")
+@_once("dataset", "extractor", "generator", "generation", "resources")
 def images(e: Experiment) -> Stage:
     """N_t - |c| images for every class c with |c| < N_t."""
     inputs = {"split": split(e), "generator": generator(e)}
@@ -147,7 +149,7 @@ def scores(e: Experiment) -> Stage:
     return Stage("scores", config, inputs, e.resources.scores)
 
 
-@_once("dataset", "generator", "generation", "quality", "resources")
+@_once("dataset", "extractor", "generator", "generation", "quality", "resources")
 def quality(e: Experiment) -> Stage:
     """FID and IS of images drawn uniformly over classes."""
     sampling = {k: v for k, v in _section(e.generation).items() if k != "per_class"}
@@ -180,12 +182,22 @@ def stages(e: Experiment) -> list[Stage]:
 def applies(key: str, e: Experiment) -> bool:
     """Whether a dotted key reaches the result of an experiment's method."""
     if e.method == "diffult":
-        return key != "generator.tau" or e.generator.regulariser != "none"
+        section, _, name = key.partition(".")
+        return section != "generator" or _used(name, e.generator)
     if key == "classifier.synthetic_weight":
         return False
     if key == "generation.per_class":
         return e.method == "oversample"
     return key.partition(".")[0] in ("seed", "method", "dataset", "classifier")
+
+
+def _used(key: str, g: Generator) -> bool:
+    """Whether a key of the generator reaches what is trained."""
+    if key in ("tau", "label_distribution"):
+        return g.regulariser != "none"
+    if key == "label_drop_scope":
+        return g.label_drop > 0
+    return key != "timesteps" or g.objective == "ddpm"
 
 
 def _section(section: Section) -> dict[str, Any]:

@@ -84,7 +84,7 @@ class Objective:
     """The losses of a generator's configuration.
 
     Args:
-        config: the section `generator`.
+        config: the section `generator`; keys that its choices leave without use may be missing.
         counts: [C] training images a class, on the device of training.
         guide: of the AID loss.
 
@@ -128,7 +128,7 @@ class Objective:
         else:
             levels = torch.randint(0, self.config["timesteps"], (n,), generator=rng, device=device)
         noise = torch.randn(x.shape, generator=rng, device=device)
-        by_sample = self.config["label_drop_scope"] == "sample"
+        by_sample = self.config.get("label_drop_scope") == "sample"
         coin = torch.rand((n,) if by_sample else (), generator=coins) < self.config["label_drop"]
         others = None
         if self.is_regularised and not bool(coin.all()):

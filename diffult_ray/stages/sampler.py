@@ -32,7 +32,8 @@ class Sampler:
         self.layout = device.memory_format(self.device, model.config.sample_size, network="unet")
         self.model = model.to(self.device, memory_format=self.layout).eval()
         self.scheduler = make_scheduler(
-            generation["sampler"], timesteps=self.facts["timesteps"], steps=generation["steps"]
+            generation["sampler"], objective=self.facts["objective"],
+            timesteps=self.facts["timesteps"], steps=generation["steps"],
         )
 
     @property
@@ -56,20 +57,21 @@ class Sampler:
         filled = np.resize(seeds, BATCH)
         noise = initial_noise(filled, self.shape).to(self.device, memory_format=self.layout)
         images = sample(
-            self._denoise,
+            self._network,
             self.scheduler,
             noise,
             torch.from_numpy(np.resize(labels, BATCH)).to(self.device),
             guidance=self.guidance,
             null_label=self.facts["num_classes"],
+            seeds=filled,
         )
         return to_uint8(images[:n]).cpu().numpy()
 
-    def _denoise(self, images, timesteps, labels):
+    def _network(self, images, times, labels):
         from diffult_ray.method.device import autocast
 
         with autocast(self.device, "auto", self.shape[-1]):
-            return self.model(images, timesteps, labels).sample.float()
+            return self.model(images, times, labels).sample.float()
 
 
 class Samplers:
