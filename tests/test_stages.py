@@ -126,7 +126,7 @@ def test_a_guided_generator_is_trained_beside_its_extractor_and_sampled(
     assert found[-1] < 0.7 * found[0]
     for pool in pools:
         pixels = pool_module.decode(pool["image"].to_pylist())
-        assert len(pixels) == pools[0].num_rows > 0 and pixels.std() > 20  # neither grey nor noise of one level
+        assert len(pixels) == pools[0].num_rows > 0 and pixels.std() > 20
 
 
 def test_a_killed_training_worker_goes_on_from_its_checkpoint(
