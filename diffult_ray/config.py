@@ -258,6 +258,7 @@ class Generator(Section):
     aid_weight: Float = Field(0.0, ge=0)  # lambda of the AID loss, in the extractor's features; 0: none
     balanced_batches: bool = False  # each class equally often in the batches, whatever its size
     flip: bool = True
+    augment: Float = Field(0.0, ge=0, le=1)  # probability of each transformation that the network is told of
     precision: Literal["auto", "float32", "bf16"] = "auto"
     seed: Seed = 0
 

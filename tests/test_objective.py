@@ -24,7 +24,7 @@ def batch(n=8, seed=0):
 
 def drawn(made: Objective, n=8, seed=0):
     x, classes = batch(n)
-    return x, made.draw(x, classes, *(torch.Generator().manual_seed(seed + i) for i in range(2)))
+    return x, made.draw(classes, x.shape[1:], *(torch.Generator().manual_seed(seed + i) for i in range(2)))
 
 
 class Network(nn.Module):
@@ -40,6 +40,13 @@ class Network(nn.Module):
         self.asked = labels
         shift = self.label[labels] + times.double().sin()
         return self.scale * images.double() + shift.view(-1, 1, 1, 1)
+
+
+class Planes(Network):
+    """Takes conditions too: its output is of the image's channels."""
+
+    def forward(self, images, times, labels):
+        return super().forward(images[:, :1] + images[:, 1:].sum(1, keepdim=True), times, labels)
 
 
 def guide(scale=1.0):
@@ -96,11 +103,12 @@ def test_the_labels_of_the_regulariser_follow_their_distribution():
 @pytest.mark.parametrize("values", [
     {}, {"regulariser": "cbdm", "label_drop_scope": "sample", "label_drop": 0.3}, {"objective": "edm"},
     {"aid_weight": 0.5, "label_drop_scope": "sample", "label_drop": 0.3},
+    {"regulariser": "cbdm", "augment": 0.5},
 ])
 def test_the_ranks_losses_are_the_rows_of_the_batchs(values):
     made = objective(guide(), **values)
     x, whole = drawn(made)
-    network = Network()
+    network = Network() if not made.config["augment"] else Planes()
     together = made.losses(network, x, whole)
     for rows in (slice(0, 3), slice(3, 8)):
         torch.testing.assert_close(made.losses(network, x[rows], whole.only(rows)), together[rows])
@@ -114,7 +122,7 @@ def test_cbdms_predictions_are_of_the_two_labels_in_one_pass_and_gradients_stop_
     made = objective(regulariser="cbdm", tau=2.0, label_drop=0)
     x, classes = batch()
     classes = torch.zeros_like(classes)  # y is 0 throughout, and y' mostly another
-    found = made.draw(x, classes, *(torch.Generator().manual_seed(i) for i in (4, 5)))
+    found = made.draw(classes, x.shape[1:], *(torch.Generator().manual_seed(i) for i in (4, 5)))
     network = Network()
     made.losses(network, x, found).sum().backward()
     assert torch.equal(network.asked, torch.cat([found.labels, found.others]))

@@ -6,7 +6,7 @@ what is learnt does not depend on how many ranks share the batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from diffult_ray.method.bands import ClassStatistics
+from diffult_ray.method.conditions import draw_conditions, transformed, with_planes
 from diffult_ray.method.diffusion import (
     aid_loss,
     cbdm_regulariser,
@@ -42,6 +43,7 @@ class Draw:
         levels: [n] whole timesteps of DDPM, or sigmas of EDM.
         noise: [n, C, H, W].
         others: y' [n] of the regulariser; None without one, or where the whole batch is dropped.
+        conditions: [n, 6], how the images are augmented; None for no augmentation.
     """
 
     labels: torch.Tensor
@@ -50,12 +52,11 @@ class Draw:
     levels: torch.Tensor
     noise: torch.Tensor
     others: torch.Tensor | None = None
+    conditions: torch.Tensor | None = None
 
     def only(self, rows: slice) -> Draw:
         """The draws of some rows of the batch."""
-        each = ("labels", "classes", "dropped", "levels", "noise")
-        others = None if self.others is None else self.others[rows]
-        return replace(self, **{k: getattr(self, k)[rows] for k in each}, others=others)
+        return replace(self, **{k: v[rows] for k, v in vars(self).items() if v is not None})
 
 
 class Guide:
@@ -110,41 +111,45 @@ class Objective:
         return make_noise_scheduler(self.config["timesteps"])
 
     def draw(
-        self, x: torch.Tensor, classes: torch.Tensor, rng: torch.Generator, coins: torch.Generator
+        self, classes: torch.Tensor, shape: Sequence[int], rng: torch.Generator, coins: torch.Generator
     ) -> Draw:
-        """Draw a whole batch's noise levels, noise, dropped labels and labels y'.
+        """Draw a whole batch's noise levels, noise, dropped labels, labels y' and augmentations.
 
         A batch whose labels are all dropped has no regulariser, as in the CBDM code.
 
         Args:
-            x: images [n, C, H, W] in [-1, 1].
-            classes: [n].
-            rng: on the device of x.
+            classes: [n] of the whole batch, on the device of rng.
+            shape: [C, H, W] of an image.
             coins: on the CPU, for which labels are dropped.
         """
-        n, device = len(x), x.device
+        n, device = len(classes), rng.device
         if self.is_edm:
             levels = edm_sigmas(torch.randn(n, generator=rng, device=device))
         else:
             levels = torch.randint(0, self.config["timesteps"], (n,), generator=rng, device=device)
-        noise = torch.randn(x.shape, generator=rng, device=device)
+        noise = torch.randn(n, *shape, generator=rng, device=device)
         by_sample = self.config.get("label_drop_scope") == "sample"
         coin = torch.rand((n,) if by_sample else (), generator=coins) < self.config["label_drop"]
         others = None
         if self.is_regularised and not bool(coin.all()):
             others = torch.multinomial(self.weights, n, replacement=True, generator=rng)
+        conditions = None
+        if self.config["augment"] > 0:
+            conditions = draw_conditions(n, shape[-1], self.config["augment"], rng)
         dropped = coin.to(device).expand(n)
         labels = classes.masked_fill(dropped, self.null)
-        return Draw(labels, classes, dropped, levels, noise, others)
+        return Draw(labels, classes, dropped, levels, noise, others, conditions)
 
     def losses(self, network: Network, x: torch.Tensor, drawn: Draw) -> torch.Tensor:
         """Loss [n] of each image.
 
         Args:
-            network: (images, times [n], labels [n]) -> the U-Net's output, float32.
+            network: (images and planes of conditions, times [n], labels [n]) -> the U-Net's output, float32.
             x: images [n, C, H, W] in [-1, 1].
             drawn: of these images.
         """
+        if drawn.conditions is not None:
+            x = transformed(x, drawn.conditions)
         return (self._edm if self.is_edm else self._ddpm)(network, x, drawn)
 
     def _ddpm(self, network: Network, x: torch.Tensor, drawn: Draw) -> torch.Tensor:
@@ -165,7 +170,8 @@ class Objective:
     def _edm(self, network: Network, x: torch.Tensor, drawn: Draw) -> torch.Tensor:
         sigma = drawn.levels
         noisy = x + sigma.view(-1, 1, 1, 1) * drawn.noise
-        output = network(edm_input(noisy, sigma), edm_preconditioning(sigma).noise, drawn.labels)
+        shown = _shown(edm_input(noisy, sigma), drawn)
+        output = network(shown, edm_preconditioning(sigma).noise, drawn.labels)
         denoised = edm_denoised(noisy, output, sigma)
         losses = edm_loss(denoised, x, sigma)
         if self.config["aid_weight"] > 0:
@@ -173,24 +179,32 @@ class Objective:
         return losses
 
     def _aid(self, predicted: torch.Tensor, kept: torch.Tensor, drawn: Draw) -> torch.Tensor:
-        """lambda a times the AID loss [n], for images that have a label.
+        """lambda a times the AID loss [n], for images that have a label and are not augmented.
 
         Ours: the share of signal a = alpha-bar_t, which is 1 / (1 + sigma^2), weighs it. Near t = T
         x0_hat is the class's mean and an error of e is 1 / sqrt(a), some 150 times, as large in it,
         so that without the weight the loss would be about the noisiest images only.
         """
         penalty = kept * self.guide.loss(predicted, drawn.classes)
-        return self.config["aid_weight"] * penalty.masked_fill(drawn.dropped, 0)
+        without = drawn.dropped
+        if drawn.conditions is not None:
+            without = without | drawn.conditions.any(1)
+        return self.config["aid_weight"] * penalty.masked_fill(without, 0)
+
+
+def _shown(images: torch.Tensor, drawn: Draw) -> torch.Tensor:
+    return images if drawn.conditions is None else with_planes(images, drawn.conditions)
 
 
 def _predictions(
     network: Network, noisy: torch.Tensor, drawn: Draw
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """e, and e' where there are labels y'; the two share one forward pass."""
+    shown = _shown(noisy, drawn)
     if drawn.others is None:
-        return network(noisy, drawn.levels, drawn.labels), None
+        return network(shown, drawn.levels, drawn.labels), None
     both = network(
-        noisy.repeat(2, 1, 1, 1), drawn.levels.repeat(2), torch.cat([drawn.labels, drawn.others])
+        shown.repeat(2, 1, 1, 1), drawn.levels.repeat(2), torch.cat([drawn.labels, drawn.others])
     )
     predicted, other = both.chunk(2)
     return predicted, other

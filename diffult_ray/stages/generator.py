@@ -80,7 +80,8 @@ def _loop(run: Run, payload: Mapping[str, Any]) -> None:
         rng = generator(seed, "diffusion", step, device=run.device)
         x = images[index].float() / 127.5 - 1
         x = random_flip(x, rng) if config["flip"] else x
-        drawn = objective.draw(x, labels[index], rng, generator(seed, "label drop", step)).only(mine)
+        coins = generator(seed, "label drop", step)
+        drawn = objective.draw(labels[index], x.shape[1:], rng, coins).only(mine)
         with autocast(run.device, config["precision"], split.image_size):
             losses = objective.losses(network, x[mine], drawn)
         loss = losses.sum() * run.world / batch
@@ -144,6 +145,7 @@ def _chooser(config: Mapping[str, Any], labels: torch.Tensor) -> Callable[[int],
 
 
 def _network(config, split):
+    from diffult_ray.method.conditions import CONDITIONS
     from diffult_ray.models import build_unet
 
     return build_unet(
@@ -154,6 +156,7 @@ def _network(config, split):
         blocks=config["blocks"],
         attention=config["attention"],
         dropout=config["dropout"],
+        conditions=CONDITIONS if config["augment"] > 0 else 0,
     )
 
 

@@ -39,7 +39,7 @@ class Sampler:
     @property
     def shape(self) -> tuple[int, int, int]:
         c = self.model.config
-        return (c.in_channels, c.sample_size, c.sample_size)
+        return (c.out_channels, c.sample_size, c.sample_size)
 
     def __call__(self, labels: np.ndarray, seeds: np.ndarray) -> np.ndarray:
         """Images [n, C, H, W] uint8."""
@@ -68,8 +68,15 @@ class Sampler:
         return to_uint8(images[:n]).cpu().numpy()
 
     def _network(self, images, times, labels):
+        import torch
+
+        from diffult_ray.method.conditions import with_planes
         from diffult_ray.method.device import autocast
 
+        planes = self.model.config.in_channels - self.shape[0]
+        if planes:  # of augmentation, of which a sampled image has none
+            images = with_planes(images, torch.zeros(len(images), planes, device=images.device))
+            images = images.contiguous(memory_format=self.layout)
         with autocast(self.device, "auto", self.shape[-1]):
             return self.model(images, times, labels).sample.float()
 
