@@ -111,7 +111,8 @@ def test_two_ddp_workers_train_what_one_does(cluster, experiment, tmp_path, over
 
 @pytest.mark.parametrize(("overrides", "samplers"), [
     (["generator.aid_weight=0.1"], ["ddpm", "ddim", "dpmsolver++"]),
-    (["generator.objective=edm", "generator.aid_weight=0.1", "generator.augment=0.1"], ["heun", "dpmsolver++"]),
+    (["generator.objective=edm", "generator.aid_weight=0.1", "generator.augment=0.1"],
+     ["heun", "dpmsolver++"]),
 ], ids=["ddpm", "edm"])
 def test_a_guided_generator_is_trained_beside_its_extractor_and_sampled(
     cluster, experiment, store, overrides, samplers
