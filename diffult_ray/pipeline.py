@@ -6,6 +6,8 @@
                  |        '-----> quality (FID, IS) <-- reference
                  '-> reference (the full balanced set, for measuring only)
 
+A generator with an AID loss needs the extractor too, whose features guide it.
+
 A stage is a function of its section of the configuration, its inputs and an output folder. Its key
 is a hash of its name, its version, its section and its inputs' keys: what has the same key is the
 same artifact, whoever asks for it.
