@@ -246,8 +246,9 @@ class Classifier(ClassifierTraining):
 
 
 class Generator(Section):
-    """The U-Net, its DDPM loss and the CBDM regulariser, as in the public CBDM code."""
+    """The U-Net, its DDPM loss and the CBDM regulariser, as in the public CBDM code; or EDM's loss."""
 
+    objective: Literal["ddpm", "edm"] = "ddpm"  # edm: Karras et al. (2022), sampled by heun or dpmsolver++
     channels: tuple[Annotated[Int, Field(ge=8, multiple_of=8)], ...] = Field(
         (128, 256, 256, 256), min_length=1, description="one a level, finest first"
     )
@@ -260,19 +261,49 @@ class Generator(Section):
     warmup_steps: Int = Field(5000, ge=0)
     gradient_clip: Float = Field(1.0, gt=0)
     ema: Float = Field(0.9999, ge=0, lt=1)
-    timesteps: Int = Field(1000, ge=2)  # T
+    timesteps: Int = Field(1000, ge=2)  # T of ddpm
     regulariser: Literal["none", "cbdm"] = "none"
-    tau: Float = Field(1.0, ge=0)
+    tau: Float = Field(1.0, ge=0)  # weight of cbdm
+    label_distribution: Literal["frequencies", "uniform", "balanced"] = Field(
+        "frequencies",
+        description="of cbdm's y': as in training, each class alike, or what makes y and y' together even",
+    )
     label_drop: Float = Field(0.1, ge=0, lt=1)  # probability of the null class
+    label_drop_scope: Literal["batch", "sample"] = "batch"  # whose label it is that is dropped
+    aid_weight: Float = Field(0.0, ge=0)  # lambda of the AID loss, in the extractor's features; 0: none
+    balanced_batches: bool = False  # each class equally often in the batches, whatever its size
     flip: bool = True
+    augment: Float = Field(0.0, ge=0, le=1)  # probability of each transformation that the network is told of
     precision: Literal["auto", "float32", "bf16"] = "auto"
     seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _belongs_together(self) -> Generator:
+        """What is set and would not be used is refused: a sweep over it would be of equal trials."""
+        for key, used, other, rule in (
+            ("tau", self.regulariser == "cbdm", "regulariser", "`regulariser: cbdm`"),
+            ("label_distribution", self.regulariser == "cbdm", "regulariser", "`regulariser: cbdm`"),
+            ("label_drop_scope", self.label_drop > 0, "label_drop", "`label_drop` above 0"),
+            ("timesteps", self.objective == "ddpm", "objective", "`objective: ddpm`"),
+        ):
+            value = getattr(self, key)
+            if not used and value != type(self).model_fields[key].default:
+                raise Rule(f"is for {rule}", key, other, value=value, advice="set that, or drop this key")
+        if self.objective == "edm" and self.regulariser != "none":
+            raise Rule(
+                "is for `objective: ddpm`, as its weight is t / T", "regulariser", "objective",
+                value=self.regulariser, advice="set it to none, or take ddpm",
+            )
+        return self
+
+
+SAMPLERS = {"ddpm": ("ddpm", "ddim", "dpmsolver++"), "edm": ("heun", "dpmsolver++")}  # by objective
 
 
 class Generation(Section):
     per_class: Int = Field(500, ge=1)  # N_t
-    sampler: Literal["ddim", "dpmsolver++"] = "ddim"
-    steps: Int = Field(100, ge=1)
+    sampler: Literal["ddpm", "ddim", "dpmsolver++", "heun"] = "ddim"  # heun: edm's; ddpm, ddim: ddpm's
+    steps: Int = Field(100, ge=1)  # of the sampler; heun evaluates the network twice in each but the last
     guidance: Float = Field(1.5, ge=0)  # w in eps + w (eps - eps_null)
     seed: Seed = 0
 
@@ -400,10 +431,23 @@ class Experiment(Section):
 
     @model_validator(mode="after")
     def _can_sample(self) -> Experiment:
-        if self.generation.steps > self.generator.timesteps:
+        generator, generation = self.generator, self.generation
+        if generator.objective == "ddpm" and generation.steps > generator.timesteps:
             raise Rule(
-                f"must be at most generator.timesteps, {self.generator.timesteps}",
-                "generation.steps", "generator.timesteps", value=self.generation.steps, advice="lower it",
+                f"must be at most generator.timesteps, {generator.timesteps}",
+                "generation.steps", "generator.timesteps", value=generation.steps, advice="lower it",
+            )
+        if generation.sampler not in SAMPLERS[generator.objective]:
+            raise Rule(
+                f"does not sample a generator of `objective: {generator.objective}`",
+                "generation.sampler", "generator.objective", value=generation.sampler,
+                advice=f"take {' or '.join(SAMPLERS[generator.objective])}",
+            )
+        if generation.guidance > 0 and generator.label_drop == 0:
+            raise Rule(
+                "needs a null class, and `generator.label_drop: 0` trains none",
+                "generation.guidance", "generator.label_drop", value=generation.guidance,
+                advice="set it to 0, or raise generator.label_drop",
             )
         return self
 

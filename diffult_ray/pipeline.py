@@ -6,6 +6,8 @@
                  |        '-----> quality (FID, KID, ...) <-- reference, or inception
                  '-> reference, or inception (the full balanced set, for measuring only)
 
+A generator with an AID loss needs the extractor too, whose features guide it.
+
 A stage is a function of its section of the configuration, its inputs and an output folder. Its key
 is a hash of its name, its version, its section and its inputs' keys: what has the same key is the
 same artifact, whoever asks for it.
@@ -22,7 +24,7 @@ from functools import cached_property, lru_cache, wraps
 from types import SimpleNamespace
 from typing import Any
 
-from diffult_ray.config import Dataset, Experiment, Section
+from diffult_ray.config import Dataset, Experiment, Generator, Section
 from diffult_ray.data.sources import identity
 from diffult_ray.method.inception import identity as identity_of_weights
 
@@ -139,15 +141,17 @@ def reference(e: Experiment) -> Stage:
     return Stage("reference", config, {"split": split(e)}, e.resources.reference)
 
 
-@_once("dataset", "generator", "resources")
+@_once("dataset", "extractor", "generator", "resources")
 def generator(e: Experiment) -> Stage:
-    config = _section(e.generator)
-    if e.generator.regulariser == "none":
-        del config["tau"]
-    return Stage("generator", config, {"split": split(e)}, e.resources.generator)
+    """Of the split alone, but for the AID loss, which measures in the extractor's features."""
+    config = {k: v for k, v in _section(e.generator).items() if _used(k, e.generator)}
+    inputs = {"split": split(e)}
+    if e.generator.aid_weight > 0:
+        inputs["extractor"] = extractor(e)
+    return Stage("generator", config, inputs, e.resources.generator)
 
 
-@_once("dataset", "generator", "generation", "resources")
+@_once("dataset", "extractor", "generator", "generation", "resources")
 def images(e: Experiment) -> Stage:
     """N_t - |c| images for every class c with |c| < N_t."""
     inputs = {"split": split(e), "generator": generator(e)}
@@ -162,7 +166,7 @@ def scores(e: Experiment) -> Stage:
     return Stage("scores", config, inputs, e.resources.scores)
 
 
-@_once("dataset", "generator", "generation", "quality", "resources")
+@_once("dataset", "extractor", "generator", "generation", "quality", "resources")
 def quality(e: Experiment) -> Stage:
     """FID, IS, KID, precision and recall of images drawn uniformly over classes."""
     sampling = {k: v for k, v in _section(e.generation).items() if k != "per_class"}
@@ -196,12 +200,22 @@ def stages(e: Experiment) -> list[Stage]:
 def applies(key: str, e: Experiment) -> bool:
     """Whether a dotted key reaches the result of an experiment's method."""
     if e.method == "diffult":
-        return key != "generator.tau" or e.generator.regulariser != "none"
+        section, _, name = key.partition(".")
+        return section != "generator" or _used(name, e.generator)
     if key == "classifier.synthetic_weight":
         return False
     if key == "generation.per_class":
         return e.method == "oversample"
     return key.partition(".")[0] in ("seed", "method", "dataset", "classifier")
+
+
+def _used(key: str, g: Generator) -> bool:
+    """Whether a key of the generator reaches what is trained."""
+    if key in ("tau", "label_distribution"):
+        return g.regulariser != "none"
+    if key == "label_drop_scope":
+        return g.label_drop > 0
+    return key != "timesteps" or g.objective == "ddpm"
 
 
 def _section(section: Section) -> dict[str, Any]:

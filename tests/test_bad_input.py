@@ -127,14 +127,14 @@ IN_THE_EXPERIMENT = {
         "experiment.generator",
         "must be a mapping",
         "got 5",
-        "its keys are channels, blocks",
+        "its keys are objective, channels",
     ),
     "nothing for a section": (
         "generator:",
         "experiment.generator",
         "must be a mapping",
         "got null",
-        "its keys are channels, blocks",
+        "its keys are objective, channels",
     ),
     "a number for a list": (
         "generator: {channels: 16}",
@@ -166,7 +166,7 @@ IN_THE_EXPERIMENT = {
     "unknown sampler": (
         "generation: {sampler: euler}",
         "experiment.generation.sampler",
-        "must be 'ddim'",
+        "must be 'ddpm', 'ddim'",
         "got 'euler'",
         "the default is",
     ),
@@ -219,6 +219,71 @@ IN_THE_EXPERIMENT = {
         "got 1001",
         "lower it",
     ),
+    "tau without its regulariser": (
+        "generator: {tau: 2}",
+        "experiment.generator.tau",
+        "is for `regulariser: cbdm`",
+        "got 2",
+        "or drop this key",
+    ),
+    "a label distribution without its regulariser": (
+        "generator: {label_distribution: uniform}",
+        "experiment.generator.label_distribution",
+        "is for `regulariser: cbdm`",
+        "got 'uniform'",
+    ),
+    "an unknown label distribution": (
+        "generator: {regulariser: cbdm, label_distribution: even}",
+        "experiment.generator.label_distribution",
+        "must be 'frequencies', 'uniform' or 'balanced'",
+        "got 'even'",
+    ),
+    "a scope of no label drop": (
+        "generator: {label_drop: 0, label_drop_scope: sample}\n  generation: {guidance: 0}",
+        "experiment.generator.label_drop_scope",
+        "is for `label_drop` above 0",
+        "got 'sample'",
+    ),
+    "guidance without a null class": (
+        "generator: {label_drop: 0}",
+        "experiment.generation.guidance",
+        "needs a null class, and `generator.label_drop: 0` trains none",
+        "got 1.5",
+        "set it to 0, or raise generator.label_drop",
+    ),
+    "a sampler of edm for ddpm": (
+        "generation: {sampler: heun}",
+        "experiment.generation.sampler",
+        "does not sample a generator of `objective: ddpm`",
+        "got 'heun'",
+        "take ddpm or ddim or dpmsolver++",
+    ),
+    "a sampler of ddpm for edm": (
+        "generator: {objective: edm}",
+        "experiment.generation.sampler",
+        "does not sample a generator of `objective: edm`",
+        "got 'ddim'",
+        "take heun or dpmsolver++",
+    ),
+    "timesteps of edm": (
+        "generator: {objective: edm, timesteps: 500}",
+        "experiment.generator.timesteps",
+        "is for `objective: ddpm`",
+        "got 500",
+    ),
+    "a regulariser of ddpm for edm": (
+        "generator: {objective: edm, regulariser: cbdm}",
+        "experiment.generator.regulariser",
+        "is for `objective: ddpm`, as its weight is t / T",
+        "got 'cbdm'",
+        "set it to none",
+    ),
+    "an aid loss below zero": (
+        "generator: {aid_weight: -1}",
+        "experiment.generator.aid_weight",
+        "must be greater than or equal to 0",
+        "got -1",
+    ),
 }
 
 
@@ -229,6 +294,24 @@ def test_a_mistake_in_the_experiment(refused, case):
     assert "small.yaml: " in told
     for part in said:
         assert part in told
+
+
+IN_A_SEARCH_OF_GENERATORS = {
+    "tau": ("{generator.regulariser: {grid: [none, cbdm]}, generator.tau: {grid: [1, 2]}}",
+            "search.generator.tau: is for `regulariser: cbdm` (got 2.0)"),
+    "guidance": ("{generator.label_drop: {grid: [0, 0.1]}}",
+                 "search.generator.label_drop: needs a null class"),
+    "objective": ("{generator.objective: {grid: [ddpm, edm]}}",
+                  "search.generator.objective: does not sample a generator of `objective: edm`"),
+    "sampler": ("{generation.sampler: {grid: [ddim, heun]}}",
+                "search.generation.sampler: does not sample a generator of `objective: ddpm`"),
+}
+
+
+@pytest.mark.parametrize("case", IN_A_SEARCH_OF_GENERATORS)
+def test_a_search_of_generators_that_do_not_go_together_points_to_its_axis(refused, case):
+    text, said = IN_A_SEARCH_OF_GENERATORS[case]
+    assert said in refused(with_search(f"search: {text}\n"))
 
 
 def test_selection_needs_validation_images(refused):

@@ -81,7 +81,8 @@ def test_a_classifier_has_one_length():
 
 
 def test_a_number_may_be_whole_or_in_yamls_text(written):
-    text = "name: small\nexperiment: {select: test, generator: {learning_rate: 1, tau: 1e-3, steps: 1e3}}\n"
+    generator = "{regulariser: cbdm, learning_rate: 1, tau: 1e-3, steps: 1e3}"
+    text = f"name: small\nexperiment: {{select: test, generator: {generator}}}\n"
     (e,) = config.experiments(config.load(written(text)))
     assert (e.generator.learning_rate, e.generator.tau, e.generator.steps) == (1.0, 0.001, 1000)
     assert isinstance(e.generator.learning_rate, float) and isinstance(e.generator.steps, int)

@@ -7,7 +7,9 @@ import torch
 from diffult_ray.data import batches
 from diffult_ray.data.batches import (
     augment,
+    balanced_indices,
     batch_indices,
+    class_members,
     cutout,
     draw,
     generator,
@@ -114,3 +116,37 @@ def test_epochs_are_whole(batch_size):
     for epoch in drawn[: len(drawn) // 10 * 10].view(-1, 10):
         assert sorted(epoch.tolist()) == list(range(10))
     assert not torch.equal(drawn[:10], drawn[10:20])
+
+
+# --- batches in which each class comes equally often --------------------------------------------------
+
+LABELS = torch.tensor([0] * 13 + [2] * 5 + [3] * 1 + [5] * 3)  # classes 1 and 4 have no image
+
+
+def balanced(step, seed=0, batch_size=6):
+    members = class_members(LABELS)
+    return balanced_indices(seed=seed, step=step, batch_size=batch_size, members=members)
+
+
+def test_every_class_comes_equally_often_whatever_its_size():
+    for batch_size in (4, 6, 64):
+        every = torch.cat([balanced(step, batch_size=batch_size) for step in range(20)])
+        counts = LABELS[every].bincount(minlength=6)
+        assert counts[[1, 4]].tolist() == [0, 0]
+        assert int(counts[[0, 2, 3, 5]].max() - counts[[0, 2, 3, 5]].min()) <= 1
+        each = LABELS[balanced(7, batch_size=batch_size)].bincount(minlength=6)[[0, 2, 3, 5]]
+        assert int(each.max() - each.min()) <= 2
+
+
+def test_the_images_of_a_class_come_equally_often():
+    every = torch.cat([balanced(step) for step in range(130)])  # 195 rounds: 15 epochs of 13, 39 of 5
+    counts = every.bincount(minlength=len(LABELS))
+    assert counts[:13].tolist() == [15] * 13 and counts[13:18].tolist() == [39] * 5
+    assert counts[18:].tolist() == [195, 65, 65, 65]
+
+
+def test_balanced_batches_are_of_seed_and_step_alone():
+    later = balanced(11)
+    [balanced(step) for step in range(5)]
+    assert torch.equal(later, balanced(11))
+    assert not torch.equal(later, balanced(11, seed=1)) and not torch.equal(later, balanced(12))

@@ -219,7 +219,30 @@ def test_a_record_counts_only_for_what_measured_its_generator(tmp_path):
 def test_tau_matters_to_the_regulariser_only():
     plain = BASE.model_copy(update={"generator": BASE.generator.model_copy(update={"regulariser": "none"})})
     assert keys(plain) == keys(with_other("generator.tau", plain))
-    assert len(plan({"generator.tau": {"grid": [1, 2]}}).trials) == 1
+    assert keys(plain) == keys(with_other("generator.label_distribution", plain))
+    designs = [{"generator.regulariser": {"grid": ["none", "cbdm"]}}, {"generator.tau": {"grid": [1, 2]}}]
+    designs[1]["generator.regulariser"] = {"grid": ["cbdm"]}
+    assert len(plan(designs).trials) == 3
+
+
+def test_label_drop_and_timesteps_matter_where_they_are_used():
+    for key, values in (("label_drop_scope", {"label_drop": 0.0}), ("timesteps", {"objective": "edm"})):
+        without = BASE.model_copy(update={"generator": BASE.generator.model_copy(update=values)})
+        assert keys(without) == keys(with_other(f"generator.{key}", without))
+        assert keys(BASE) != keys(with_other(f"generator.{key}"))
+
+
+def test_only_an_aid_loss_makes_a_generator_depend_on_the_extractor():
+    guided = BASE.model_copy(update={"generator": BASE.generator.model_copy(update={"aid_weight": 0.1})})
+    assert list(pipeline.generator(BASE).inputs) == ["split"]
+    assert pipeline.generator(guided).inputs["extractor"].key == pipeline.extractor(guided).key
+    for e, depends in ((BASE, False), (guided, True)):
+        before, after = keys(e), keys(with_other("extractor.seed", e))
+        for name in ("generator", "images", "quality"):
+            assert (before[name] != after[name]) == depends
+        assert keys(e)["scores"] != after["scores"]
+    families = {pipeline.generator(e).family for e in (guided, with_other("generator.steps", guided))}
+    assert len(families) == 1
 
 
 def test_a_change_reaches_what_is_after_it_and_nothing_before():

@@ -16,6 +16,7 @@ import torch
 
 from diffult_ray import config, files, pipeline
 from diffult_ray.build import build_one
+from diffult_ray.stages import pool as pool_module
 from diffult_ray.store import Store
 from tests.conftest import TINY
 
@@ -91,16 +92,42 @@ def progress(store: Store, stage: pipeline.Stage) -> int:
         return 0
 
 
-@pytest.mark.parametrize("regulariser", ["none", "cbdm"])
-def test_two_ddp_workers_train_what_one_does(cluster, experiment, tmp_path, regulariser):
+@pytest.mark.parametrize("overrides", [
+    ["generator.regulariser=none"],
+    ["generator.regulariser=cbdm"],
+    ["generator.regulariser=cbdm", "generator.label_drop_scope=sample", "generator.balanced_batches=true"],
+    ["generator.objective=edm", "generation.sampler=heun"],
+], ids=["ddpm", "cbdm", "by sample", "edm"])
+def test_two_ddp_workers_train_what_one_does(cluster, experiment, tmp_path, overrides):
     one, two = Store(tmp_path / "one"), Store(tmp_path / "two")
-    overrides = [f"generator.regulariser={regulariser}", "generator.steps=60"]
+    overrides = [*overrides, "generator.steps=60"]
     alone = build(pipeline.generator(experiment(*overrides, "resources.generator.workers=1")), one)
     shared = build(pipeline.generator(experiment(*overrides, "resources.generator.workers=2")), two)
     assert losses(shared) == pytest.approx(losses(alone), rel=2e-3)
     assert losses(alone)[-1] < 0.6 * losses(alone)[0]
     for name, tensor in weights(alone).items():
         torch.testing.assert_close(weights(shared)[name], tensor, rtol=0.05, atol=5e-3, msg=name)
+
+
+@pytest.mark.parametrize(("overrides", "samplers"), [
+    (["generator.aid_weight=0.1"], ["ddpm", "ddim", "dpmsolver++"]),
+    (["generator.objective=edm", "generator.aid_weight=0.1", "generator.augment=0.1"],
+     ["heun", "dpmsolver++"]),
+], ids=["ddpm", "edm"])
+def test_a_guided_generator_is_trained_beside_its_extractor_and_sampled(
+    cluster, experiment, store, overrides, samplers
+):
+    """Two workers, and every sampler of the objective."""
+    pools = []
+    for sampler in samplers:
+        stage = pipeline.images(experiment(*overrides, f"generation.sampler={sampler}", "generation.steps=8"))
+        pools.append(pool_of(build(stage, store)))
+    assert "extractor" in stage.inputs["generator"].inputs
+    found = losses(store.folder(stage.inputs["generator"]))
+    assert found[-1] < 0.7 * found[0]
+    for pool in pools:
+        pixels = pool_module.decode(pool["image"].to_pylist())
+        assert len(pixels) == pools[0].num_rows > 0 and pixels.std() > 20
 
 
 def test_a_killed_training_worker_goes_on_from_its_checkpoint(

@@ -7,6 +7,7 @@ batches are augmented at once, each image by its own draw.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -37,6 +38,37 @@ def batch_indices(*, seed: int, step: int, batch_size: int, n: int) -> torch.Ten
         wanted -= len(part)
         first += len(part)
     return torch.cat(parts)
+
+
+def class_members(labels: torch.Tensor) -> list[torch.Tensor]:
+    """The indices of each class's images, for the classes that have any."""
+    return [(labels == label).nonzero()[:, 0] for label in labels.unique()]
+
+
+def balanced_indices(
+    *, seed: int, step: int, batch_size: int, members: Sequence[torch.Tensor]
+) -> torch.Tensor:
+    """Indices [batch_size] of global step `step` (from 0) in which each class comes equally often.
+
+    The classes come in shuffled rounds, each once a round, so that in any run of images two classes
+    differ by two at most; the images of a class come in shuffled epochs of its own.
+
+    Args:
+        members: of `class_members`.
+    """
+    classes = len(members)
+    chosen = batch_indices(seed=stream(seed, "classes"), step=step, batch_size=batch_size, n=classes)
+    rows = []
+    for place, label in enumerate(chosen.tolist(), start=step * batch_size):
+        mine = members[label]
+        epoch, offset = divmod(place // classes, len(mine))  # a class's n-th image is in the n-th round
+        rows.append(mine[_class_epoch(seed, label, epoch, len(mine))[offset]])
+    return torch.stack(rows)
+
+
+@lru_cache(maxsize=20_000)
+def _class_epoch(seed: int, label: int, epoch: int, n: int) -> torch.Tensor:
+    return torch.randperm(n, generator=generator(seed, "class", label, epoch))
 
 
 def share(n: int, *, rank: int, world: int) -> slice:

@@ -44,6 +44,7 @@ def build_unet(
     blocks: int,
     attention: Sequence[int],
     dropout: float,
+    conditions: int = 0,
 ) -> UNet2DModel:
     """A U-Net that predicts the noise of images [n, C, H, W] at timesteps [n] for labels [n].
 
@@ -53,6 +54,7 @@ def build_unet(
         channels: one number a level, the first at full resolution; each level halves it.
         blocks: residual blocks a level.
         attention: resolutions with self-attention.
+        conditions: planes that are shown beside the image's channels, and not predicted.
 
     Raises:
         ValueError: if the image cannot be halved that often.
@@ -64,7 +66,7 @@ def build_unet(
     attends = [image_size // 2**level in attention for level in range(len(channels))]
     return UNet2DModel(
         sample_size=image_size,
-        in_channels=image_channels,
+        in_channels=image_channels + conditions,
         out_channels=image_channels,
         block_out_channels=tuple(channels),
         down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attends),

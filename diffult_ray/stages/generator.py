@@ -1,4 +1,4 @@
-"""The class-conditional diffusion model: DDPM loss, CBDM regulariser, EMA, under DDP.
+"""The class-conditional diffusion model: its objective (DDPM or EDM), CBDM, the AID loss, EMA, under DDP.
 
 Recipe: the public CBDM code. A run can stop at several numbers of steps on its way, since a
 generator of fewer steps is a prefix of one of more.
@@ -6,7 +6,7 @@ generator of fewer steps is a prefix of one of more.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,8 @@ from diffult_ray.stages.training import (
 
 if TYPE_CHECKING:
     import torch
+
+    from diffult_ray.method.objective import Guide, Objective
 
 
 def build(orders: Sequence[Order], resources: Any) -> None:
@@ -48,7 +50,6 @@ def _loop(run: Run, payload: Mapping[str, Any]) -> None:
     from diffult_ray.data import load_split
     from diffult_ray.data.batches import augment, draw, generator, share
     from diffult_ray.method.device import autocast, memory_format
-    from diffult_ray.method.diffusion import make_noise_scheduler
     from diffult_ray.seeds import stream
 
     config, seed = payload["config"], payload["config"]["seed"]
@@ -60,32 +61,30 @@ def _loop(run: Run, payload: Mapping[str, Any]) -> None:
     optimizer = torch.optim.Adam(model.parameters(), lr=config["learning_rate"], fused=True)
     first, history = _restore(run, model, ema, optimizer)
     wrapped = run.distribute(model)
-    noising = make_noise_scheduler(config["timesteps"])
+    objective = _objective(payload, split, run.device)
     labels = torch.from_numpy(split.train.labels).to(run.device)
-    frequencies = torch.tensor(split.counts, dtype=torch.float, device=run.device)
+    chosen = _chooser(config, labels)
     outs, total, batch = payload["outs"], config["steps"], config["batch_size"]
     mine = share(batch, rank=run.rank, world=run.world)
-    indices = feed.Epochs(seed, batch, len(labels))
-    plan = feed.Plan(indices, mine, first, total)
+    plan = feed.Plan(chosen, mine, first, total)
     images = feed.make(feed.pictures(split, "train"), plan, device=run.device, readers=run.readers)
     recorder = Recorder(history, total, batch)
+
+    def network(images, times, labels):
+        return wrapped(images.contiguous(memory_format=layout), times, labels).sample.float()
 
     model.train()
     for step in range(first, total):
         for group in optimizer.param_groups:
             group["lr"] = config["learning_rate"] * min(1.0, (step + 1) / max(1, config["warmup_steps"]))
+        index = chosen(step).to(run.device)
         rng = generator(seed, "diffusion", step, device=run.device)
         mirrored = draw(batch, rng, flip=config["flip"]).only(mine)
         x = augment(images(step), mirrored).float() / 127.5 - 1
-        coin = torch.rand((), generator=generator(seed, "label drop", step))
-        dropped = bool(coin < config["label_drop"])
-        shape = (batch, *x.shape[1:])
-        index = indices(step).to(run.device)
-        drawn = Draw.of(shape, labels[index], frequencies, config["timesteps"], rng, dropped=dropped)
-        drawn = drawn.only(mine)
-        noisy = noising.add_noise(x, drawn.noise, drawn.timesteps)
+        coins = generator(seed, "label drop", step)
+        drawn = objective.draw(labels[index], x.shape[1:], rng, coins).only(mine)
         with autocast(run.device, config["precision"], split.image_size):
-            losses = _losses(wrapped, noisy.contiguous(memory_format=layout), drawn, config)
+            losses = objective.losses(network, x, drawn)
         loss = losses.sum() * run.world / batch
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -104,53 +103,51 @@ def _loop(run: Run, payload: Mapping[str, Any]) -> None:
     run.tell(total, total)
 
 
-class Draw:
-    """A batch's random quantities, drawn whole from one stream, of which each rank takes its rows."""
-
-    def __init__(self, labels, others, timesteps, noise, dropped: bool) -> None:
-        self.labels, self.others, self.timesteps, self.noise = labels, others, timesteps, noise
-        self.dropped = dropped
-
-    @classmethod
-    def of(cls, shape, labels, frequencies, timesteps: int, rng, *, dropped: bool) -> Draw:
-        """Labels y, labels y' from the training frequencies, timesteps and noise.
-
-        A dropped batch has the null class throughout and no regulariser, as in the CBDM code.
-        """
-        import torch
-
-        n, device = len(labels), labels.device
-        drawn = torch.randint(0, timesteps, (n,), generator=rng, device=device)
-        noise = torch.randn(shape, generator=rng, device=device)
-        others = torch.multinomial(frequencies, n, replacement=True, generator=rng)
-        if dropped:
-            labels = torch.full_like(labels, len(frequencies))
-        return cls(labels, others, drawn, noise, dropped)
-
-    def only(self, rows: slice) -> Draw:
-        each = (self.labels, self.others, self.timesteps, self.noise)
-        return Draw(*(x[rows] for x in each), self.dropped)
-
-
-def _losses(model, noisy, drawn: Draw, config) -> torch.Tensor:
-    """Loss [n] of each image; the regulariser's two predictions share one forward pass."""
+def _objective(payload: Mapping[str, Any], split, device: torch.device) -> Objective:
+    """The losses, and for an AID loss the extractor that guides it."""
     import torch
 
-    from diffult_ray.method.diffusion import cbdm_regulariser, ddpm_loss
+    from diffult_ray.method.objective import Objective
 
-    if config["regulariser"] == "none" or drawn.dropped:
-        predicted = model(noisy, drawn.timesteps, drawn.labels).sample.float()
-        return ddpm_loss(predicted, drawn.noise)
-    both = model(
-        noisy.repeat(2, 1, 1, 1), drawn.timesteps.repeat(2), torch.cat([drawn.labels, drawn.others])
-    )
-    predicted, other = both.sample.float().chunk(2)
-    return ddpm_loss(predicted, drawn.noise) + cbdm_regulariser(
-        predicted, other, drawn.timesteps, tau=config["tau"], total_timesteps=config["timesteps"]
-    )
+    counts = torch.tensor(split.counts, device=device)
+    guided = payload["config"]["aid_weight"] > 0
+    guide = _guide(payload["inputs"]["extractor"], split, device) if guided else None
+    return Objective(payload["config"], counts, guide)
+
+
+def _guide(extractor: str, split, device: torch.device) -> Guide:
+    """The extractor, frozen, and what it makes of the training images.
+
+    Ours: features as they are and d_f of the class, the defaults of `filter`. The filter's own settings
+    do not reach the generator, so that a sweep over them has one generator.
+    """
+    import torch
+
+    from diffult_ray.method.bands import class_statistics
+    from diffult_ray.method.objective import Guide
+    from diffult_ray.stages.classifier import load_classifier
+
+    model, normalise = load_classifier(extractor, device)
+    model.requires_grad_(False)
+    real = files.read_tensors(Path(extractor) / "features.safetensors")["features"].to(device)
+    labels = torch.from_numpy(split.train.labels).to(device)
+    statistics = class_statistics(real, labels, split.num_classes, normalise=False, scope="class")
+    return Guide(lambda images: model.features(normalise((images + 1) * 127.5)), statistics)
+
+
+def _chooser(config: Mapping[str, Any], labels: torch.Tensor) -> Callable[[int], torch.Tensor]:
+    """Global step -> indices of its batch, on the CPU."""
+    from diffult_ray.data.batches import balanced_indices, class_members
+
+    seed, batch = config["seed"], config["batch_size"]
+    if config["balanced_batches"]:
+        members = class_members(labels.cpu())
+        return lambda step: balanced_indices(step=step, members=members, seed=seed, batch_size=batch)
+    return feed.Epochs(seed, batch, len(labels))
 
 
 def _network(config, split):
+    from diffult_ray.method.conditions import CONDITIONS
     from diffult_ray.models import build_unet
 
     return build_unet(
@@ -161,6 +158,7 @@ def _network(config, split):
         blocks=config["blocks"],
         attention=config["attention"],
         dropout=config["dropout"],
+        conditions=CONDITIONS if config["augment"] > 0 else 0,
     )
 
 
@@ -197,12 +195,16 @@ def _restore(run: Run, model, ema, optimizer) -> tuple[int, list]:
 
 def _write(out: Path, step: int, model, ema, config, split, rows: list) -> None:
     """The averaged weights as a diffusers model folder, and, last, the summary."""
+    from diffult_ray.method.diffusion import SIGMA_DATA
+
     ema.store(model.parameters())
     ema.copy_to(model.parameters())
     model.save_pretrained(out / "unet", safe_serialization=True)
     ema.restore(model.parameters())
     files.write_json(out / "generator.json", {
-        "timesteps": config["timesteps"],
+        "objective": config["objective"],
+        "timesteps": config.get("timesteps"),
+        "sigma_data": SIGMA_DATA if config["objective"] == "edm" else None,
         "num_classes": split.num_classes,
         "trained_null_class": config["label_drop"] > 0,
     })

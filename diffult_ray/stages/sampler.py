@@ -32,13 +32,14 @@ class Sampler:
         self.layout = device.memory_format(self.device, model.config.sample_size, network="unet")
         self.model = model.to(self.device, memory_format=self.layout).eval()
         self.scheduler = make_scheduler(
-            generation["sampler"], timesteps=self.facts["timesteps"], steps=generation["steps"]
+            generation["sampler"], objective=self.facts["objective"],
+            timesteps=self.facts["timesteps"], steps=generation["steps"],
         )
 
     @property
     def shape(self) -> tuple[int, int, int]:
         c = self.model.config
-        return (c.in_channels, c.sample_size, c.sample_size)
+        return (c.out_channels, c.sample_size, c.sample_size)
 
     def __call__(self, labels: np.ndarray, seeds: np.ndarray) -> np.ndarray:
         """Images [n, C, H, W] uint8."""
@@ -56,20 +57,28 @@ class Sampler:
         filled = np.resize(seeds, BATCH)
         noise = initial_noise(filled, self.shape).to(self.device, memory_format=self.layout)
         images = sample(
-            self._denoise,
+            self._network,
             self.scheduler,
             noise,
             torch.from_numpy(np.resize(labels, BATCH)).to(self.device),
             guidance=self.guidance,
             null_label=self.facts["num_classes"],
+            seeds=filled,
         )
         return to_uint8(images[:n]).cpu().numpy()
 
-    def _denoise(self, images, timesteps, labels):
+    def _network(self, images, times, labels):
+        import torch
+
+        from diffult_ray.method.conditions import with_planes
         from diffult_ray.method.device import autocast
 
+        planes = self.model.config.in_channels - self.shape[0]
+        if planes:  # of augmentation, of which a sampled image has none
+            images = with_planes(images, torch.zeros(len(images), planes, device=images.device))
+            images = images.contiguous(memory_format=self.layout)
         with autocast(self.device, "auto", self.shape[-1]):
-            return self.model(images, timesteps, labels).sample.float()
+            return self.model(images, times, labels).sample.float()
 
 
 class Samplers:
