@@ -25,6 +25,7 @@ COLUMNS_AFTER_SEARCHED = (
     "accuracy", "balanced_accuracy", "accuracy_many", "accuracy_medium", "accuracy_few", "generated",
     "kept", "p_id", "p_aid", "p_ood", "fid", "inception_score", "quality_network", "seconds",
     "validation_accuracy", "nll", "ece", "per_class_accuracy", "cell", "generator", "error",
+    "synthetic",
 )
 GALLERY_IMAGES = 6
 
@@ -39,6 +40,7 @@ def record(trial: Trial, store: Store, error: str | None) -> dict[str, Any]:
     base = {
         "trial": trial.key,
         "method": trial.experiment.method,
+        "synthetic": trial.experiment.synthetic,
         "status": "failed" if artifact is None else "done",
         "seed": trial.experiment.classifier.seed,
         "params": {k: _plain(v) for k, v in trial.point.items()},

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,29 +80,21 @@ def _payload(order: Order, *, part: str | None) -> dict[str, Any]:
 def training_set(
     config: Mapping[str, Any], inputs: Mapping[str, str], split: Split, part: str | None
 ) -> TrainingSet:
-    """The images that a method trains on, with the weight of each."""
+    """What is trained on: the real images, then the kept synthetic ones, then copies of real ones."""
     import torch
-
-    from diffult_ray.method.classification import class_weights, oversample_indices
 
     chosen = getattr(split, part or "train")
     images, labels = torch.from_numpy(chosen.images), torch.from_numpy(chosen.labels)
-    ones = torch.ones(len(labels))
-    method = config.get("method", "ce")
-    if method == "oversample":
-        extra = oversample_indices(labels, config["per_class"], config["seed"])
-        every = torch.cat([torch.arange(len(labels)), extra])
-        return TrainingSet(images[every], labels[every], torch.ones(len(every)))
-    if method == "reweight":
-        counts = torch.tensor(split.counts)
-        return TrainingSet(images, labels, class_weights(counts)[labels].float())
-    if method == "diffult":
-        return _with_synthetic(config, inputs["scores"], images, labels)
-    return TrainingSet(images, labels, ones)
+    data = TrainingSet(images, labels, torch.ones(len(labels)))
+    if "scores" in inputs:
+        data = _with_synthetic(data, config, inputs["scores"])
+    if config.get("method") == "oversample":
+        data = _with_copies(data, config, real=len(labels), num_classes=split.num_classes)
+    return data
 
 
-def _with_synthetic(config, folder: str, images: torch.Tensor, labels: torch.Tensor) -> TrainingSet:
-    """Real images at weight 1 and the kept synthetic ones at weight omega, in the order of their ids."""
+def _with_synthetic(real: TrainingSet, config: Mapping[str, Any], folder: str) -> TrainingSet:
+    """And the kept synthetic images at weight omega, in the order of their ids."""
     import torch
 
     from diffult_ray.method.bands import keep
@@ -112,14 +104,26 @@ def _with_synthetic(config, folder: str, images: torch.Tensor, labels: torch.Ten
     rule = config["filter"]
     threshold = None if rule["threshold"] is None else float(rule["threshold"])
     mask = keep(pool.distance, pool.band, threshold=threshold, bands=rule["bands"])
-    weights = torch.cat([torch.ones(len(labels)), torch.full((int(mask.sum()),), config["synthetic_weight"])])
+    omega = torch.full((int(mask.sum()),), config["synthetic_weight"])
     return TrainingSet(
-        images=torch.cat([images, pool.images[mask]]),
-        labels=torch.cat([labels, pool.labels[mask]]),
-        weights=weights,
+        images=torch.cat([real.images, pool.images[mask]]),
+        labels=torch.cat([real.labels, pool.labels[mask]]),
+        weights=torch.cat([real.weights, omega]),
         generated=len(mask),
         kept=int(mask.sum()),
     )
+
+
+def _with_copies(data: TrainingSet, config: Mapping[str, Any], *, real: int, num_classes: int) -> TrainingSet:
+    """And as many copies of real images as each class lacks of N_t beside its synthetic ones."""
+    import torch
+
+    from diffult_ray.method.classification import oversample_indices
+
+    beside = torch.bincount(data.labels[real:], minlength=num_classes).tolist()
+    extra = oversample_indices(data.labels[:real], config["per_class"], config["seed"], beside=beside)
+    every = torch.cat([torch.arange(len(data.labels)), extra])
+    return replace(data, images=data.images[every], labels=data.labels[every], weights=data.weights[every])
 
 
 # --- the training loop --------------------------------------------------------------------------
@@ -142,11 +146,12 @@ def total_steps(config: Mapping[str, Any], n: int) -> int:
 
 def _loop(run: Run, payload: Mapping[str, Any]) -> None:
     import torch
-    from torch.nn.functional import cross_entropy
 
     from diffult_ray.data import load_split
     from diffult_ray.data.batches import batch_indices, generator, random_crop, random_flip, share
+    from diffult_ray.method.classification import mixup
     from diffult_ray.method.device import autocast, memory_format
+    from diffult_ray.method.objectives import make_objective
     from diffult_ray.models import build_classifier
     from diffult_ray.seeds import stream
 
@@ -160,6 +165,7 @@ def _loop(run: Run, payload: Mapping[str, Any]) -> None:
         "num_classes": split.num_classes,
         "channels": split.channels,
         "image_size": split.image_size,
+        "scale": config.get("scale"),
     }
     model = build_classifier(**network).to(run.device, memory_format=layout)
     optimizer = torch.optim.SGD(
@@ -175,6 +181,7 @@ def _loop(run: Run, payload: Mapping[str, Any]) -> None:
     images, labels, weights = (x.to(run.device) for x in (data.images, data.labels, data.weights))
     total, batch = total_steps(config, len(labels)), config["batch_size"]
     mine = share(batch, rank=run.rank, world=run.world)
+    objective = make_objective(config, labels, weights, num_classes=split.num_classes, steps=total)
     recorder = Recorder(history, total, batch)
 
     model.train()
@@ -185,12 +192,16 @@ def _loop(run: Run, payload: Mapping[str, Any]) -> None:
         rng = generator(seed, "augment", step, device=run.device)
         x = random_crop(images[index], config["crop_padding"], rng)
         x = random_flip(x, rng) if config["flip"] else x
-        x = normalise(x[mine]).contiguous(memory_format=layout)
+        mixing = objective.mixing(seed, step, batch)
+        own = normalise(x[mine])
+        if mixing is not None:
+            own = mixup(own, normalise(x[mixing.partner[mine].to(run.device)]), mixing.share)
         with autocast(run.device, config["precision"], split.image_size):
-            logits = wrapped(x)
-        # Divided by the weights of the whole batch, so that ranks share one weighted mean.
-        losses = cross_entropy(logits.float(), labels[index][mine], reduction="none")
-        loss = (weights[index][mine] * losses).sum() * run.world / weights[index].sum().clamp_min(1e-12)
+            logits = wrapped(own.contiguous(memory_format=layout))
+        # Divided by the whole batch's weight or number, so that ranks share one weighted mean.
+        loss = run.world * objective.loss(
+            logits, labels[index], weights[index], step=step, rows=mine, mixing=mixing
+        )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -284,7 +295,7 @@ def load_classifier(folder: str | Path, device: torch.device) -> tuple[Any, Norm
 
     facts = files.read_json(Path(folder) / "model.json")
     arguments = {k: facts[k] for k in ("architecture", "num_classes", "channels", "image_size")}
-    model = build_classifier(**arguments)
+    model = build_classifier(**arguments, scale=facts.get("scale"))
     model.load_state_dict(files.read_tensors(Path(folder) / "model.safetensors"))
     return model.to(device).eval(), Normaliser(facts["mean"], facts["std"], device)
 
