@@ -29,7 +29,7 @@ class NormedLinear(nn.Linear):
     """Features [n, d] -> logits s cos(w_c, f) [n, C]: the last layer of LDAM (Cao et al., 2019, public code).
 
     The public code leaves the scale s to the loss; here it is in the logits, so that their softmax is
-    what the loss has trained. They are float32 also under autocast.
+    what the loss has trained. Half precisions are raised to float32, also under autocast.
     """
 
     def __init__(self, width: int, num_classes: int, scale: float) -> None:
@@ -40,8 +40,9 @@ class NormedLinear(nn.Linear):
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         with torch.autocast(features.device.type, enabled=False):
-            directions = functional.normalize(self.weight.float(), dim=1)
-            return self.scale * functional.linear(functional.normalize(features.float(), dim=1), directions)
+            exact = features.to(torch.promote_types(features.dtype, torch.float32))
+            directions = functional.normalize(self.weight.to(exact.dtype), dim=1)
+            return self.scale * functional.linear(functional.normalize(exact, dim=1), directions)
 
 
 def _convolution(inside: int, outside: int, stride: int = 1) -> nn.Sequential:
