@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from omegaconf import OmegaConf
@@ -38,8 +38,8 @@ from diffult_ray.errors import UNTOLD, BadInput
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}(/[A-Za-z0-9][A-Za-z0-9_.-]{0,99})*")
 LIST_ITEM = re.compile(r"\.(\d+)(?=\.|$)")
-Method = Literal["diffult", "ce", "oversample", "reweight"]
-METHODS: tuple[str, ...] = ("diffult", "ce", "oversample", "reweight")
+Method = Literal["diffult", "ce", "oversample", "reweight", "balanced_softmax", "ldam_drw", "mixup"]
+METHODS: tuple[str, ...] = get_args(Method)
 Band = Literal["ID", "AID", "OOD"]
 
 
@@ -242,7 +242,14 @@ class ClassifierTraining(Section):
 
 
 class Classifier(ClassifierTraining):
+    """The final classifier; a key that its method does not use changes nothing."""
+
     synthetic_weight: Float = Field(0.3, ge=0)  # omega: 0.3 on CIFAR-LT, 0.5 on ImageNet-LT
+    normalisation: Literal["weight", "count"] = "weight"  # what a batch's weighted loss is divided by
+    max_margin: Float = Field(0.5, ge=0)  # ldam_drw: the margin of the smallest class
+    scale: Float = Field(30.0, gt=0)  # ldam_drw: of the cosines that are its logits
+    drw_start: Float = Field(0.8, ge=0, le=1)  # ldam_drw: share of the steps without weights
+    mixup_alpha: Float = Field(1.0, gt=0)  # mixup: of Beta(alpha, alpha)
 
 
 class Generator(Section):
@@ -379,6 +386,23 @@ class Resources(Section):
     classifier: StageResources = StageResources()
 
 
+NAMED = ("method", "synthetic")  # the keys of an experiment that `variant` tells
+
+
+def variant(method: str, synthetic: bool | None) -> str:
+    """How a method reads: with synthetic images by its own name if it always has them.
+
+    >>> variant("diffult", True), variant("reweight", False), variant("reweight", True)
+    ('diffult', 'reweight', 'reweight+synthetic')
+    """
+    return f"{method}+synthetic" if synthetic and not has_synthetic(method) else method
+
+
+def has_synthetic(method: object) -> bool:
+    """Whether a method trains on synthetic images unless it is told."""
+    return method == "diffult"
+
+
 def seeded(values: Mapping[str, Any]) -> dict[str, Any]:
     """An experiment's values with `seed` in each stage that names no seed of its own."""
     named = {}
@@ -394,6 +418,9 @@ class Experiment(Section):
 
     seed: Seed = 0
     method: Method = "diffult"
+    synthetic: bool = Field(
+        True, description="whether the kept synthetic images are trained on; false for the baselines"
+    )
     dataset: Dataset = Dataset()
     extractor: ClassifierTraining = ClassifierTraining()
     generator: Generator = Generator()
@@ -408,6 +435,25 @@ class Experiment(Section):
     @classmethod
     def _seeds(cls, values: Any) -> Any:
         return seeded(values) if isinstance(values, Mapping) else values
+
+    @model_validator(mode="before")
+    @classmethod
+    def _images_of_the_method(cls, values: Any) -> Any:
+        """A default written out changes no key."""
+        if not isinstance(values, Mapping) or values.get("synthetic") is not None:
+            return values
+        return {**values, "synthetic": has_synthetic(values.get("method", "diffult"))}
+
+    @model_validator(mode="after")
+    def _is_called_by_its_name(self) -> Experiment:
+        """Cross-entropy on D is `ce`, and on D with synthetic images `diffult`: one name each."""
+        if self.method == "ce" and self.synthetic:
+            rule, advice = "ce has no synthetic images", "with them it is `method: diffult`"
+        elif self.method == "diffult" and not self.synthetic:
+            rule, advice = "diffult has synthetic images", "without them it is `method: ce`"
+        else:
+            return self
+        raise Rule(rule, "synthetic", "method", value=self.synthetic, advice=advice)
 
     @model_validator(mode="after")
     def _can_select(self) -> Experiment:
@@ -1023,12 +1069,12 @@ def _assembled(values: Mapping[str, Any], made: dict[Any, Section]) -> Experimen
 def experiments(sweep: Sweep) -> Iterator[Experiment]:
     """The experiment of every cell of a sweep, baselines first.
 
-    A baseline is asked for at each point, and collapses to one trial wherever the searched keys do
-    not touch its stages: the caller keeps one a distinct key.
+    A baseline is on D alone. It is asked for at each point, and collapses to one trial wherever the
+    searched keys do not touch its stages: the caller keeps one a distinct key.
     """
     for method in sweep.baselines:
         for cell in sweep.cells:
-            yield cell.model_copy(update={"method": method})
+            yield cell.model_copy(update={"method": method, "synthetic": has_synthetic(method)})
     yield from sweep.cells
 
 

@@ -278,7 +278,7 @@ def per_class(data: ReportData) -> Picture | None:
     """Each class's accuracy, of the baseline and of the selected cell, over its number of images."""
     cell = summary.chosen(data)
     shown = [c for c in (summary.reference_of(cell, data), cell) if c is not None]
-    lines = [(c.method, c.per_class(len(data.class_names))) for c in shown]
+    lines = [(c.name, c.per_class(len(data.class_names))) for c in shown]
     lines = [(name, values) for name, values in lines if not np.isnan(values).all()]
     if not lines:
         return None

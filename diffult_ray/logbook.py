@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from diffult_ray.store import Artifact, Store
 
 NOT_METRICS = frozenset({
-    "trial", "method", "status", "seed", "params", "cell", "stages", "error", "per_class_accuracy",
-    "per_class_fid", "generator", "quality", "quality_network",
+    "trial", "method", "synthetic", "status", "seed", "params", "cell", "stages", "error",
+    "per_class_accuracy", "per_class_fid", "generator", "quality", "quality_network",
 })
 PATIENCE = 30.0  # seconds of failing after which the store, not an entry, is taken to be at fault
 PAUSE = 60.0  # seconds before it is asked again
@@ -65,6 +65,7 @@ class Logbook:
         record = dict(record)
         self._queue.put(lambda: self._tracker.trial({
             **{k: record[k] for k in ("trial", "method", "status", "stages", "error")},
+            "synthetic": record.get("synthetic"),
             "params": {**record["params"], "seed": record["seed"]},
             "metrics": {k: v for k, v in record.items() if k not in NOT_METRICS},
         }))

@@ -176,16 +176,29 @@ def quality(e: Experiment) -> Stage:
     return Stage("quality", config, inputs, e.resources.quality)
 
 
+# Keys of the classifier's section that not every experiment uses.
+OPTIONS: dict[str, Callable[[Experiment], bool]] = {
+    "synthetic_weight": lambda e: e.synthetic,
+    "normalisation": lambda e: e.synthetic or e.method in ("reweight", "ldam_drw"),  # else all weigh 1
+    "max_margin": lambda e: e.method == "ldam_drw",
+    "scale": lambda e: e.method == "ldam_drw",
+    "drw_start": lambda e: e.method == "ldam_drw",
+    "mixup_alpha": lambda e: e.method == "mixup",
+}
+
+
+def _uses(name: str, e: Experiment) -> bool:
+    return name not in OPTIONS or OPTIONS[name](e)
+
+
 def classifier(e: Experiment) -> Stage:
-    """The final classifier: on D, and by method on copies or on the kept images as well."""
-    config = {"method": e.method, **_section(e.classifier)}
+    """The final classifier: on D, and as asked on the kept images and on copies as well."""
+    config = {"method": e.method, **{k: v for k, v in _section(e.classifier).items() if _uses(k, e)}}
     inputs = {"split": split(e)}
-    if e.method == "diffult":
+    if e.synthetic:
         inputs["scores"] = scores(e)
         kept = _section(e.filter)
         config["filter"] = {k: kept[k] for k in ("threshold", "bands", "agreement")}
-    else:
-        del config["synthetic_weight"]
     if e.method == "oversample":
         config["per_class"] = e.generation.per_class
     return Stage("classifier", config, inputs, e.resources.classifier)
@@ -193,20 +206,20 @@ def classifier(e: Experiment) -> Stage:
 
 def stages(e: Experiment) -> list[Stage]:
     """Every stage of one experiment, inputs before what needs them; the classifier last."""
-    wanted = [*([quality(e)] if e.method == "diffult" else []), classifier(e)]
+    wanted = [*([quality(e)] if e.synthetic else []), classifier(e)]
     return list({s.key: s for last in wanted for s in last.walk()}.values())
 
 
 def applies(key: str, e: Experiment) -> bool:
-    """Whether a dotted key reaches the result of an experiment's method."""
-    if e.method == "diffult":
-        section, _, name = key.partition(".")
-        return section != "generator" or _used(name, e.generator)
-    if key == "classifier.synthetic_weight":
-        return False
-    if key == "generation.per_class":
-        return e.method == "oversample"
-    return key.partition(".")[0] in ("seed", "method", "dataset", "classifier")
+    """Whether a dotted key reaches the result of an experiment: of its method, with its images."""
+    section, _, name = key.partition(".")
+    if section == "classifier":
+        return _uses(name, e)
+    if section in ("seed", "method", "synthetic", "dataset"):
+        return True
+    if key == "generation.per_class" and e.method == "oversample":
+        return True
+    return e.synthetic and (section != "generator" or _used(name, e.generator))
 
 
 def _used(key: str, g: Generator) -> bool:

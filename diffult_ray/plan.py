@@ -46,17 +46,22 @@ class Trial:
         return next((s.key for s in self.upstream if s.name == "quality"), None)
 
     @cached_property
+    def name(self) -> str:
+        """The method, and whether synthetic images are added to what it is by itself."""
+        return config.variant(self.experiment.method, self.experiment.synthetic)
+
+    @cached_property
     def cell(self) -> str:
         """The same for trials that differ in seeds only."""
         setting = {k: str(v) for k, v in self.point.items() if k not in SEEDS}
-        text = json.dumps([self.experiment.method, setting], sort_keys=True)
+        text = json.dumps([self.name, setting], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     @property
     def title(self) -> str:
-        """How the trial reads in a line: its method and the last parts of its searched keys."""
-        values = [f"{k.rpartition('.')[2]}={_short(v)}" for k, v in self.point.items() if v is not None]
-        return " ".join([self.experiment.method, *values])
+        """How the trial reads in a line: its method and the last parts of its other searched keys."""
+        shown = {k: v for k, v in self.point.items() if v is not None and k not in config.NAMED}
+        return " ".join([self.name, *(f"{k.rpartition('.')[2]}={_short(v)}" for k, v in shown.items())])
 
 
 @dataclass(frozen=True)

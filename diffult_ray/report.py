@@ -53,7 +53,7 @@ def _setting_columns(data: ReportData) -> list[Column]:
 
 
 def _name(cell: Cell, data: ReportData) -> str:
-    return " ".join(filter(None, [cell.method, settings(cell.values, data.keys)]))
+    return " ".join(filter(None, [cell.name, settings(cell.values, data.keys)]))
 
 
 def _with_n(e: Estimate, *, sign: bool = False) -> str:
@@ -61,7 +61,7 @@ def _with_n(e: Estimate, *, sign: bool = False) -> str:
 
 
 def _against(baseline: Cell, e: Estimate) -> str:
-    return f"{_with_n(e, sign=True)} against {baseline.method}"
+    return f"{_with_n(e, sign=True)} against {baseline.name}"
 
 
 def _rule(data: ReportData) -> str:
@@ -180,7 +180,7 @@ def _layout(
     marked = selected(data)
     columns = [
         Column("", lambda cell: "*" if cell.id == marked else ""),
-        Column("method", lambda cell: cell.method),
+        Column("method", lambda cell: cell.name),
         *settings_in,
         *_console_measures(data, found),
     ]

@@ -26,6 +26,7 @@ COLUMNS_AFTER_SEARCHED = (
     "kept", "p_id", "p_aid", "p_ood", "fid", "inception_score", "quality_network", "seconds",
     "validation_accuracy", "nll", "ece", "per_class_accuracy", "cell", "generator", "error",
     "kid", "precision", "recall", "memorised", "per_class_fid", "fid_images",
+    "synthetic",
 )
 OF_GENERATOR = ("fid", "inception_score", "kid", "precision", "recall", "per_class_fid")
 GALLERY_IMAGES = 6
@@ -41,6 +42,7 @@ def record(trial: Trial, store: Store, error: str | None) -> dict[str, Any]:
     base = {
         "trial": trial.key,
         "method": trial.experiment.method,
+        "synthetic": trial.experiment.synthetic,
         "status": "failed" if artifact is None else "done",
         "seed": trial.experiment.classifier.seed,
         "params": {k: _plain(v) for k, v in trial.point.items()},

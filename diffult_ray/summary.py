@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from diffult_ray.config import NAMED, variant
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -34,8 +36,8 @@ class ReportData:
 
     @property
     def keys(self) -> list[str]:
-        """Searched keys that tell cells apart: seeds do not."""
-        return [k for k in self.searched if k.rpartition(".")[2] != "seed"]
+        """Searched keys that tell cells of one name apart: seeds do not."""
+        return [k for k in self.searched if k.rpartition(".")[2] != "seed" and k not in NAMED]
 
     @property
     def selection_column(self) -> str:
@@ -98,6 +100,11 @@ class Cell:
     method: str
     values: Mapping[str, Any]  # searched key -> value, None where the method does not use it
     trials: pd.DataFrame
+
+    @cached_property
+    def name(self) -> str:
+        """The method, and whether synthetic images are added to what it is by itself."""
+        return variant(self.method, plain(self.trials.iloc[0]["synthetic"]))
 
     @cached_property
     def done(self) -> pd.DataFrame:

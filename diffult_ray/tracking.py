@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
 from diffult_ray import files
+from diffult_ray.config import NAMED, variant
 from diffult_ray.errors import BadInput
 
 if TYPE_CHECKING:
@@ -342,7 +343,8 @@ class Tracker:
         """One run for a trial, the same one when it is told again: a failed one may be done later.
 
         Args:
-            record: trial, method, status (done or failed), stages (name -> key), error, params, metrics.
+            record: trial, method, status (done or failed), stages (name -> key), error, params, metrics;
+                synthetic, where it is known.
         """
         tags = _trial_tags(record)
         run = self._find("diffult.trial", record["trial"], child=True)
@@ -511,13 +513,17 @@ def _curves(history: pd.DataFrame | None) -> Iterator[Metric]:
 def _trial_tags(record: Mapping[str, Any]) -> dict[str, str]:
     tags = {"diffult.trial": record["trial"], "diffult.method": record["method"]}
     tags |= {f"diffult.stage.{name}": key for name, key in record["stages"].items()}
+    if record.get("synthetic") is not None:
+        tags["diffult.synthetic"] = str(record["synthetic"]).lower()
     return tags | ({"diffult.error": record["error"]} if record.get("error") else {})
 
 
 def _title(record: Mapping[str, Any]) -> str:
-    """The method and the last parts of the params: `diffult threshold=1.0 seed=0`."""
-    values = {k.rpartition(".")[2]: v for k, v in record["params"].items() if not _is_missing(v)}
-    return " ".join([record["method"], *(f"{k}={v}" for k, v in values.items())])
+    """The method and the last parts of the other params: `diffult threshold=1.0 seed=0`."""
+    shown = {k: v for k, v in record["params"].items() if k not in NAMED and not _is_missing(v)}
+    values = {k.rpartition(".")[2]: v for k, v in shown.items()}
+    name = variant(record["method"], record.get("synthetic"))
+    return " ".join([name, *(f"{k}={v}" for k, v in values.items())])
 
 
 def _user() -> dict[str, str]:

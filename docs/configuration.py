@@ -46,7 +46,9 @@ One design, or a list of designs whose trials are joined. A design maps dotted k
 
 ## `name`, `description`, `baselines`, `tune`, `tracking`
 
-`baselines` is a list of methods that are trained beside `diffult` at every point whose keys reach them.
+`baselines` is a list of methods that are trained on D alone, beside the search, at every point whose
+keys reach them. Methods with synthetic images are searched for:
+`search: [{method: {grid: [diffult, reweight, mixup]}, synthetic: {grid: [true]}}]`.
 
 | key | default | values | |
 |---|---|---|---|

@@ -59,6 +59,26 @@ def test_the_seed_of_the_search_reaches_the_stages():
     assert values(built, "generator.seed") == [9, 9]
 
 
+def test_synthetic_images_are_diffults_unless_others_ask_for_them():
+    given = [{}, {"method": "reweight"}, {"method": "mixup", "synthetic": True}, {"synthetic": None},
+             {"method": "ldam_drw", "synthetic": None}]
+    assert [Experiment(select="test", **g).synthetic for g in given] == [True, False, True, True, False]
+
+
+def test_a_baseline_is_on_the_set_alone_and_diffult_is_not():
+    built = Sweep(name="s", experiment={"select": "test", "method": "mixup", "synthetic": True},
+                  baselines=["ce", "mixup", "diffult"])
+    found = [(e.method, e.synthetic) for e in config.experiments(built)]
+    assert found == [("ce", False), ("mixup", False), ("diffult", True), ("mixup", True)]
+
+
+def test_the_method_of_an_override_brings_its_own_images(written):
+    (e,) = config.load(written("name: small\nexperiment: {select: test}\n"), ["method=ldam_drw"]).cells
+    assert (e.method, e.synthetic) == ("ldam_drw", False)
+    with pytest.raises(BadInput, match="override method=ce: ce has no synthetic images"):
+        config.load(written("name: small\nexperiment: {select: test, synthetic: true}\n"), ["method=ce"])
+
+
 @pytest.mark.parametrize("given", [math.inf, "inf", ".inf", "none", "None", None])
 def test_a_threshold_of_none_keeps_all(given):
     assert Filter(threshold=given).threshold == math.inf

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import zipfile
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -95,7 +96,7 @@ SEARCH = {
 def test_a_baseline_is_one_trial_a_seed_where_the_search_does_not_touch_it():
     p = plan(SEARCH, ["ce", "oversample", "reweight"])
     methods = [t.experiment.method for t in p.trials]
-    assert {m: methods.count(m) for m in METHODS} == {"ce": 3, "oversample": 3, "reweight": 3, "diffult": 24}
+    assert Counter(methods) == {"ce": 3, "oversample": 3, "reweight": 3, "diffult": 24}
     assert methods[:9] == ["ce"] * 3 + ["oversample"] * 3 + ["reweight"] * 3
     first = p.trials[0].point
     assert first == {
@@ -106,6 +107,58 @@ def test_a_baseline_is_one_trial_a_seed_where_the_search_does_not_touch_it():
 
 def test_baselines_need_nothing_but_the_split():
     assert [s.name for s in plan(SEARCH, ["ce"], method="reweight").stages] == ["split"]
+
+
+ALL = [m for m in METHODS if m != "diffult"]
+
+
+def test_every_baseline_stays_on_the_set_alone_beside_a_search_with_synthetic_images():
+    """Also where the experiment itself says `synthetic: true`."""
+    p = plan({**SEARCH, "synthetic": {"grid": [True]}}, ALL, method="mixup")
+    names = [t.name for t in p.trials]
+    assert Counter(names) == {**dict.fromkeys(ALL, 3), "mixup+synthetic": 24}
+    alone = [t for t in p.trials if not t.experiment.synthetic]
+    assert {tuple(s.name for s in t.upstream) for t in alone} == {("split",)}
+
+
+def test_methods_are_searched_with_and_without_synthetic_images():
+    p = plan([
+        {"method": {"grid": ["ce", "reweight", "mixup"]}},
+        {"method": {"grid": ["diffult", "reweight", "mixup"]}, "synthetic": {"grid": [True]},
+         "classifier.synthetic_weight": {"grid": [0.3, 1]}},
+    ])
+    assert [t.name for t in p.trials] == [
+        "ce", "reweight", "mixup", "diffult", "diffult", "reweight+synthetic", "reweight+synthetic",
+        "mixup+synthetic", "mixup+synthetic",
+    ]
+    assert p.trials[0].title == "ce" and p.trials[5].title == "reweight+synthetic synthetic_weight=0.3"
+    assert len({t.cell for t in p.trials}) == len(p.trials)
+    assert (count(p, "generator"), count(p, "scores"), count(p, "quality")) == (1, 1, 1)
+    shared = p.trials[3].stage.inputs["scores"].key
+    assert {t.stage.inputs["scores"].key for t in p.trials[3:]} == {shared}
+
+
+def test_a_method_with_and_without_synthetic_images_is_two_cells():
+    p = plan(baselines=["reweight"], method="reweight", synthetic=True)
+    assert [t.name for t in p.trials] == ["reweight", "reweight+synthetic"]
+    assert len({t.cell for t in p.trials}) == 2
+
+
+@pytest.mark.parametrize(
+    ("key", "values", "distinct"),
+    [
+        ("classifier.max_margin", [0.3, 0.5], {"ldam_drw": 2}),
+        ("classifier.scale", [10, 30], {"ldam_drw": 2}),
+        ("classifier.drw_start", [0.5, 0.8], {"ldam_drw": 2}),
+        ("classifier.mixup_alpha", [0.2, 1], {"mixup": 2}),
+        ("classifier.normalisation", ["weight", "count"], {"reweight": 2, "ldam_drw": 2, "diffult": 2}),
+        ("classifier.synthetic_weight", [0.3, 1], {"diffult": 2}),
+        ("generation.per_class", [10, 20], {"oversample": 2, "diffult": 2}),
+    ],
+)
+def test_a_key_that_a_method_does_not_use_makes_no_second_trial_of_it(key, values, distinct):
+    p = plan({key: {"grid": values}}, ALL)
+    assert Counter(t.name for t in p.trials) == {m: distinct.get(m, 1) for m in METHODS}
 
 
 def test_the_count_matched_baseline_follows_the_count():
@@ -178,16 +231,21 @@ IN_NO_KEY = {
 MEASURES = {k for k in config.known_keys() if k.startswith("quality.")}
 
 
+CELLS = [BASE, *(
+    BASE.model_copy(update={"method": method, "synthetic": synthetic})
+    for method in ALL for synthetic in (False, True) if (method, synthetic) != ("ce", True)
+)]
+
+
 @pytest.mark.parametrize("key", config.known_keys())
 def test_every_key_changes_a_stage_or_is_known_to_change_none(key):
-    before, after = keys(BASE), keys(with_other(key))
-    assert (before == after) == (key in IN_NO_KEY)
+    same = all(keys(e) == keys(with_other(key, e)) for e in CELLS)
+    assert same == (key in IN_NO_KEY)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("e", CELLS, ids=[config.variant(e.method, e.synthetic) for e in CELLS])
 @pytest.mark.parametrize("key", [k for k in config.known_keys() if k != "method"])
-def test_a_key_that_applies_to_a_method_changes_its_trial_and_no_other_does(key, method):
-    e = BASE.model_copy(update={"method": method})
+def test_a_key_that_applies_to_a_method_changes_its_trial_and_no_other_does(key, e):
     moved = pipeline.classifier(e).key != pipeline.classifier(with_other(key, e)).key
     searchable = key not in IN_NO_KEY | MEASURES
     assert moved == (searchable and pipeline.applies(key, e))
@@ -292,6 +350,9 @@ name: small
     "defaults written out": TEXT + "  classifier: {epochs: 200, momentum: 0.9, seed: 0}\n  seed: 0\n",
     "the papers threshold left out": TEXT.replace("  filter: {threshold: 2}\n", ""),
     "resources": TEXT + "  resources: {generator: {workers: 4, gpus: 1}, scores: {cpus: 2}}\n",
+    "what the method is": TEXT + "  method: diffult\n  synthetic: true\n",
+    "null for its images": TEXT + "  synthetic: null\n",
+    "keys of other methods": TEXT + "  classifier: {mixup_alpha: 0.2, scale: 10, drw_start: 0}\n",
     "the place of the data": TEXT + "  dataset: {root: /data}\n",
     "a search of one point": TEXT + "search: {generator.steps: {grid: [5]}}\n",
 }

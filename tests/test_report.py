@@ -31,7 +31,8 @@ def trial(cell, seed=0, accuracy=90.0, method="diffult", status="done", **others
 
 
 def make(rows, searched=(WEIGHT,), **others):
-    known = ["trial", "method", "status", "seed", *searched, *COLUMNS_AFTER_SEARCHED]
+    columns = ["trial", "method", "status", "seed", *searched, *COLUMNS_AFTER_SEARCHED]
+    known = list(dict.fromkeys(columns))
     data = {
         "name": "sweep", "description": "", "searched": list(searched), "select": "validation",
         "class_names": ["a", "b"], "class_counts": [100, 5], "gallery": {}, "facts": {},
@@ -194,6 +195,27 @@ def test_differences_are_paired_by_seed():
     assert to_ce.deviation == pytest.approx(18**0.5)
     assert (to_over.mean, to_over.n) == (27.0, 2)
     assert "+13.0 ± 4.2 (n = 2) against ce" in printed(data)
+
+
+def test_methods_with_synthetic_images_are_cells_of_their_own_and_are_not_selected(tmp_path):
+    """Whether `method` and `synthetic` are searched or not: their names tell, no column repeats them."""
+    rows = [trial("ce", 0, 80.0, "ce", synthetic=False, **{WEIGHT: None})]
+    rows += [trial("r", 0, 82.0, "reweight", synthetic=False, **{WEIGHT: None})]
+    rows += [trial("rs", 0, 99.0, "reweight", synthetic=True, **{WEIGHT: 0.3})]
+    rows += [trial("rs1", 0, 60.0, "reweight", synthetic=True, **{WEIGHT: 1.0})]
+    rows += [trial("a", 0, 90.0, synthetic=True, **{WEIGHT: 0.3})]
+    data = make(rows, searched=("method", "synthetic", WEIGHT))
+    assert data.keys == [WEIGHT] and summary.selected(data) == "a"
+    told = [(cell.name, e.mean) for cell, e in summary.differences(data)]
+    assert told == [("ce", 10.0), ("reweight", 8.0), ("reweight+synthetic", -9.0)]
+    assert "-9.0 ± - (n = 1) against reweight+synthetic" in printed(data)
+    names = [row[0] for row in page(data, tmp_path).rows[1:6]]
+    assert names == ["ce", "reweight", "reweight+synthetic", "reweight+synthetic", "diffult, selected"]
+
+
+def test_results_of_before_synthetic_was_a_column_read_as_they_did():
+    data = make([trial("ce", 0, 80.0, "ce"), trial("a", 0, 90.0)])
+    assert [c.name for c in summary.cells(data)] == ["ce", "diffult"]
 
 
 def test_a_failed_seed_pairs_with_nothing():

@@ -409,6 +409,14 @@ def test_a_trial_is_a_child_run(uri, tracker):
     assert run.data.metrics == {"accuracy": 91.25, "seconds": 12.0}
 
 
+def test_a_trials_name_tells_of_synthetic_images(uri, tracker):
+    params = {"method": "mixup", "synthetic": True, "classifier.synthetic_weight": 0.3, "seed": 0}
+    tracker.trial(trial(method="mixup", synthetic=True, params=params))
+    (run,) = runs(uri, "tags.`diffult.synthetic` = 'true'")
+    assert run.info.run_name == "mixup+synthetic synthetic_weight=0.3 seed=0"
+    assert run.data.tags["diffult.method"] == "mixup" and run.data.params["synthetic"] == "True"
+
+
 def test_a_trial_told_again_changes_nothing(uri, tracker, tmp_path):
     tracker.trial(trial())
     (before,) = runs(uri, "tags.`diffult.trial` = '0123456789abcdef'")

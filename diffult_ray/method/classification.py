@@ -1,8 +1,9 @@
-"""The classifier's loss, its baselines' weights and copies, and what is measured of it."""
+"""The classifier's losses, what they know of classes, mixup, copies, and what is measured of it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -14,6 +15,8 @@ from diffult_ray.seeds import stream
 
 ShotGroup = Literal["many", "medium", "few"]
 SHOT_GROUPS: tuple[ShotGroup, ...] = ("many", "medium", "few")
+Normalisation = Literal["weight", "count"]
+DRW_BETA = 0.9999  # of LDAM-DRW's public code
 CALIBRATION_BINS = 15  # Guo et al., arXiv 1706.04599
 
 
@@ -22,7 +25,7 @@ def weighted_cross_entropy(
     targets: Tensor,
     weights: Tensor,
     *,
-    normalise: Literal["weight", "count"] = "weight",
+    normalise: Normalisation = "weight",
 ) -> Tensor:
     """sum_i w_i CE_i / sum_i w_i, or / n: DiffuLT's loss with w = 1 for a real image, omega for a
     synthetic one. The sources do not say how it is normalised; the option is ours.
@@ -35,33 +38,214 @@ def weighted_cross_entropy(
         weights: [n], not negative.
         normalise: by the batch's weight or by its number of images.
     """
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    weights = weights.to(logits.dtype)
-    total = (weights * F.cross_entropy(logits, targets, reduction="none")).sum()
+    losses = cross_entropy(logits, targets)
+    weights = weights.to(losses.dtype)
+    return (weights * losses).sum() / divisor(weights, normalise)
+
+
+def divisor(weights: Tensor, normalise: Normalisation) -> Tensor:
+    """What a batch's sum of weighted losses is divided by: its weight, or its number of images.
+
+    Args:
+        weights: [n] floats, not negative.
+
+    Returns:
+        a number above zero, on the weights' device.
+    """
     if normalise == "count":
-        return total / max(1, len(targets))
-    return total / weights.sum().clamp_min(torch.finfo(logits.dtype).tiny)
+        return torch.tensor(float(max(1, len(weights))), dtype=weights.dtype, device=weights.device)
+    return weights.sum().clamp_min(torch.finfo(weights.dtype).tiny)
+
+
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """[n] cross-entropies of logits [n, C], of which half precisions are raised to float32."""
+    return F.cross_entropy(_at_least_single(logits), targets, reduction="none")
+
+
+def balanced_softmax_loss(logits: Tensor, targets: Tensor, log_prior: Tensor) -> Tensor:
+    """-log( n_y e^{z_y} / sum_c n_c e^{z_c} ): Ren et al., NeurIPS 2020, arXiv 2007.10740.
+
+    The network is trained behind the prior of its training set and used without it, which is right
+    for balanced classes.
+
+    Args:
+        logits: [n, C].
+        targets: [n] classes, each of which has images.
+        log_prior: [C] log n_c up to a constant; -inf for a class without images.
+
+    Returns:
+        [n] losses, in nats.
+    """
+    logits = _at_least_single(logits)
+    return F.cross_entropy(logits + log_prior.to(logits), targets, reduction="none")
+
+
+def ldam_loss(logits: Tensor, targets: Tensor, margins: Tensor, scale: float) -> Tensor:
+    """-log( e^{z_y - s m_y} / (e^{z_y - s m_y} + sum_{c != y} e^{z_c}) ), z = s cos(w_c, f): Cao et al.,
+    NeurIPS 2019, arXiv 1906.07413, with the scale s of its public code.
+
+    Args:
+        logits: [n, C] cosines times `scale`, as `NormedLinear` makes them.
+        targets: [n] classes.
+        margins: [C] m, in cosines.
+        scale: s.
+
+    Returns:
+        [n] losses, in nats.
+    """
+    logits = _at_least_single(logits)
+    shift = scale * F.one_hot(targets, logits.shape[1]) * margins.to(logits)
+    return F.cross_entropy(logits - shift, targets, reduction="none")
+
+
+def _at_least_single(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+# --- by class: weights, priors, margins ---------------------------------------------------------
+#
+# All are made from the images of each class that are trained on. A synthetic image counts as much as
+# its loss does, omega: then weights balance exactly, and the prior is the one that the weighted loss
+# sees. The sources know no synthetic images; that choice is ours.
+
+
+def class_sizes(labels: Tensor, weights: Tensor, num_classes: int) -> Tensor:
+    """[C] float64 on the CPU, whose sums have one order: the weight of each class's images, which is
+    their number where none is synthetic.
+
+    Args:
+        labels: [n] classes.
+        weights: [n], 1 for a real image and omega for a synthetic one.
+    """
+    return torch.bincount(labels.cpu(), weights=weights.cpu().double(), minlength=num_classes)
 
 
 def class_weights(counts: Tensor | list[int]) -> Tensor:
     """[C] float64 weights of baseline `reweight`: inverse frequency, mean 1 over the samples.
 
     Args:
-        counts: [C] training images; a class without any has weight zero.
+        counts: [C] training images, or their sizes; a class without any has weight zero.
 
     Raises:
         ValueError: no images at all.
+    """
+    numbers, present = _sizes(counts)
+    weight = numbers[present].sum() / (present.sum() * numbers)
+    return torch.where(present, weight, 0.0)
+
+
+def drw_weights(counts: Tensor | list[int], beta: float = DRW_BETA) -> Tensor:
+    """[C] float64: (1 - beta) / (1 - beta^n_c), of mean 1 over the classes that have images.
+
+    The effective number of samples (Cui et al., CVPR 2019, arXiv 1901.05555) as the
+    deferred re-weighting of LDAM-DRW (Cao et al., 2019) uses it from 80% of the training on.
+
+    Args:
+        counts: [C] training images, or their sizes; a class without any has weight zero.
+        beta: 0 weighs all alike, 1 would weigh by inverse frequency.
+
+    Raises:
+        ValueError: no images at all, or beta outside [0, 1).
+    """
+    if not 0 <= beta < 1:
+        raise ValueError(f"beta is at least 0 and below 1, not {beta}")
+    numbers, present = _sizes(counts)
+    weight = (1 - beta) / (1 - beta**numbers)
+    weight = torch.where(present, weight, 0.0)
+    return weight * present.sum() / weight.sum()
+
+
+def ldam_margins(counts: Tensor | list[int], max_margin: float = 0.5) -> Tensor:
+    """[C] float64 margins, proportional to n_c^(-1/4), the largest of which is `max_margin`.
+
+    Cao et al., 2019, and its public code.
+
+    Args:
+        counts: [C] training images, or their sizes; a class without any has margin zero.
+
+    Raises:
+        ValueError: no images at all.
+    """
+    numbers, present = _sizes(counts)
+    margin = torch.where(present, numbers**-0.25, 0.0)
+    return margin * (max_margin / margin.max())
+
+
+def log_prior(counts: Tensor | list[int]) -> Tensor:
+    """[C] float64: log n_c / n; -inf for a class without images.
+
+    Raises:
+        ValueError: no images at all.
+    """
+    numbers, present = _sizes(counts)
+    return torch.where(present, (numbers / numbers[present].sum()).log(), -torch.inf)
+
+
+def _sizes(counts: Tensor | list[int]) -> tuple[Tensor, Tensor]:
+    """[C] float64 sizes with 1 in place of zero, and which are not zero.
+
+    Raises:
+        ValueError: if all are zero.
     """
     numbers = torch.as_tensor(counts, dtype=torch.float64)
     present = numbers > 0
     if not bool(present.any()):
         raise ValueError("class weights need at least one training image")
-    weight = numbers.sum() / (present.sum() * numbers.clamp_min(1))
-    return torch.where(present, weight, 0.0)
+    return torch.where(present, numbers, 1.0), present
+
+
+# --- mixup --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """How a batch of n images is mixed: image i with image `partner[i]` of the same batch.
+
+    share: of image i, lambda; its partner has 1 - lambda.
+    partner: [n] int64 on the CPU, a permutation of the batch.
+    """
+
+    share: float
+    partner: Tensor
+
+
+def draw_mixing(alpha: float, n: int, seed: int, step: int) -> Mixing:
+    """lambda ~ Beta(alpha, alpha), one a batch as in the public code, and the partners.
+
+    Both are those of the whole batch, from a stream of seed and step: they depend neither on the
+    device nor on how many workers share the batch.
+
+    Raises:
+        ValueError: if alpha is not above zero.
+    """
+    if not alpha > 0:
+        raise ValueError(f"alpha is above 0, not {alpha}")
+    rng = np.random.default_rng(stream(seed, "mixup", step))
+    share = float(rng.beta(alpha, alpha))
+    return Mixing(share, torch.from_numpy(rng.permutation(n)))
+
+
+def mixup(x: Tensor, partner: Tensor, share: float) -> Tensor:
+    """lambda x + (1 - lambda) x': Zhang et al., ICLR 2018, arXiv 1710.09412.
+
+    Args:
+        x: [n, ...] floats.
+        partner: of the same shape, what each is mixed with.
+        share: lambda in [0, 1].
+    """
+    return torch.lerp(partner, x, share)
+
+
+# --- copies -------------------------------------------------------------------------------------
 
 
 def oversample_indices(
-    labels: Tensor, target_per_class: int, seed: int, *, num_classes: int | None = None
+    labels: Tensor,
+    target_per_class: int,
+    seed: int,
+    *,
+    num_classes: int | None = None,
+    beside: Sequence[int] | None = None,
 ) -> Tensor:
     """The count-matched control: copies of real images that fill each class up to N_t.
 
@@ -73,6 +257,7 @@ def oversample_indices(
         target_per_class: N_t; a class that has as many or more gets none.
         seed: of the order.
         num_classes: C; by default the largest label and one.
+        beside: [C] other images of each class, such as synthetic ones, that count towards N_t.
 
     Returns:
         [k] int64 indices into the real images, class by class: the extra copies only.
@@ -88,7 +273,8 @@ def oversample_indices(
         if len(members) == 0:
             raise ValueError(f"class {label} has no real image to copy")
         order = np.random.default_rng(stream(seed, "oversample", label)).permutation(members)
-        copies.append(np.resize(order, max(0, target_per_class - len(members))))
+        there = len(members) + (beside[label] if beside is not None else 0)
+        copies.append(np.resize(order, max(0, target_per_class - there)))
     return torch.from_numpy(np.concatenate(copies)).to(torch.int64)
 
 

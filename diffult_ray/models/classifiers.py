@@ -25,6 +25,26 @@ class Classifier(nn.Module):
         return self.head(self.features(images))
 
 
+class NormedLinear(nn.Linear):
+    """Features [n, d] -> logits s cos(w_c, f) [n, C]: the last layer of LDAM (Cao et al., 2019, public code).
+
+    The public code leaves the scale s to the loss; here it is in the logits, so that their softmax is
+    what the loss has trained. Half precisions are raised to float32, also under autocast.
+    """
+
+    def __init__(self, width: int, num_classes: int, scale: float) -> None:
+        super().__init__(width, num_classes, bias=False)
+        self.scale = scale
+        with torch.no_grad():
+            self.weight.copy_(functional.normalize(self.weight, dim=1))
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(features.device.type, enabled=False):
+            exact = features.to(torch.promote_types(features.dtype, torch.float32))
+            directions = functional.normalize(self.weight.to(exact.dtype), dim=1)
+            return self.scale * functional.linear(functional.normalize(exact, dim=1), directions)
+
+
 def _convolution(inside: int, outside: int, stride: int = 1) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(inside, outside, 3, stride=stride, padding=1, bias=False),
@@ -115,15 +135,21 @@ ARCHITECTURES: dict[str, Callable[..., Classifier]] = {
 
 
 def build_classifier(
-    *, architecture: str, num_classes: int, channels: int, image_size: int
+    *, architecture: str, num_classes: int, channels: int, image_size: int, scale: float | None = None
 ) -> Classifier:
     """A classifier by name.
+
+    Args:
+        scale: of the cosines that are its logits (`NormedLinear`); None for a linear head.
 
     Raises:
         ValueError: for an unknown architecture.
     """
     if architecture not in ARCHITECTURES:
         raise ValueError(f"architecture is one of {sorted(ARCHITECTURES)}, not {architecture!r}")
-    return ARCHITECTURES[architecture](
+    model = ARCHITECTURES[architecture](
         channels=channels, image_size=image_size, num_classes=num_classes
     )
+    if scale is not None:
+        model.head = NormedLinear(model.head.in_features, num_classes, scale)
+    return model

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,30 +98,21 @@ def _pack_pool(order: Order) -> None:
 
 
 def training_set(payload: Mapping[str, Any], split: Split) -> TrainingSet:
-    """The images that a method trains on, with the weight of each."""
+    """What is trained on: the real images, then the kept synthetic ones, then copies of real ones."""
     import torch
 
-    from diffult_ray.method.classification import class_weights, oversample_indices
-
     config, part = payload["config"], payload["part"] or "train"
-    images = feed.pictures(split, part)
     labels = torch.from_numpy(getattr(split, part).labels)
-    ones = torch.ones(len(labels))
-    method = config.get("method", "ce")
-    if method == "oversample":
-        extra = oversample_indices(labels, config["per_class"], config["seed"])
-        every = torch.cat([torch.arange(len(labels)), extra])
-        return TrainingSet(feed.take(images, every), labels[every], torch.ones(len(every)))
-    if method == "reweight":
-        counts = torch.tensor(split.counts)
-        return TrainingSet(images, labels, class_weights(counts)[labels].float())
-    if method == "diffult":
-        return _with_synthetic(payload, images, labels)
-    return TrainingSet(images, labels, ones)
+    data = TrainingSet(feed.pictures(split, part), labels, torch.ones(len(labels)))
+    if "scores" in payload["inputs"]:
+        data = _with_synthetic(data, payload)
+    if config.get("method") == "oversample":
+        data = _with_copies(data, config, real=len(labels), num_classes=split.num_classes)
+    return data
 
 
-def _with_synthetic(payload, images: torch.Tensor | References, labels: torch.Tensor) -> TrainingSet:
-    """Real images at weight 1 and the kept synthetic ones at weight omega, in the order of their ids.
+def _with_synthetic(real: TrainingSet, payload: Mapping[str, Any]) -> TrainingSet:
+    """And the kept synthetic images at weight omega, in the order of their ids.
 
     Raises:
         ValueError: bands that hold none of the images. A threshold may keep none: it is then the CE row.
@@ -133,11 +124,11 @@ def _with_synthetic(payload, images: torch.Tensor | References, labels: torch.Te
     config = payload["config"]
     pool = read_pool(payload["inputs"]["scores"])
     mask = kept(config["filter"], pool)
-    weights = torch.cat([torch.ones(len(labels)), torch.full((int(mask.sum()),), config["synthetic_weight"])])
+    omega = torch.full((int(mask.sum()),), config["synthetic_weight"])
     return TrainingSet(
-        images=feed.join(images, _of_pool(pool, mask, images, payload["packed_pool"])),
-        labels=torch.cat([labels, pool.labels[mask]]),
-        weights=weights,
+        images=feed.join(real.images, _of_pool(pool, mask, real.images, payload["packed_pool"])),
+        labels=torch.cat([real.labels, pool.labels[mask]]),
+        weights=torch.cat([real.weights, omega]),
         generated=len(mask),
         kept=int(mask.sum()),
     )
@@ -166,6 +157,20 @@ def kept(rule: Mapping[str, Any], pool: Pool) -> torch.Tensor:
             "name another band, or set filter.threshold"
         )
     return mask
+
+
+def _with_copies(data: TrainingSet, config: Mapping[str, Any], *, real: int, num_classes: int) -> TrainingSet:
+    """And as many copies of real images as each class lacks of N_t beside its synthetic ones."""
+    import torch
+
+    from diffult_ray.method.classification import oversample_indices
+
+    beside = torch.bincount(data.labels[real:], minlength=num_classes).tolist()
+    extra = oversample_indices(data.labels[:real], config["per_class"], config["seed"], beside=beside)
+    every = torch.cat([torch.arange(len(data.labels)), extra])
+    return replace(
+        data, images=feed.take(data.images, every), labels=data.labels[every], weights=data.weights[every]
+    )
 
 
 # --- the training loop --------------------------------------------------------------------------
@@ -212,13 +217,32 @@ def _batch_draws(config: Mapping[str, Any], split: Split, step: int, device: tor
     )
 
 
+def _plan(run: Run, config, split: Split, objective, *, n: int, first: int, total: int) -> feed.Plan:
+    """A rank's rows of each batch, and, of a method that mixes, their partners after them."""
+    from diffult_ray.data.batches import share
+
+    seed, batch = config["seed"], config["batch_size"]
+    mine = share(batch, rank=run.rank, world=run.world)
+
+    def partners(step: int) -> torch.Tensor:
+        mixing = objective.mixing(seed, step, batch)
+        return mixing.partner[mine]
+
+    mixes = objective.mixing(seed, 0, batch) is not None
+    return feed.Plan(
+        feed.Epochs(seed, batch, n), mine, first, total, partners=partners if mixes else None,
+        augmentation=augmentation(config, split), seed=seed,
+    )
+
+
 def _loop(run: Run, payload: Mapping[str, Any]) -> None:
     import torch
-    from torch.nn.functional import cross_entropy
 
     from diffult_ray.data import load_split
     from diffult_ray.data.batches import augment, share
+    from diffult_ray.method.classification import mixup
     from diffult_ray.method.device import autocast, memory_format
+    from diffult_ray.method.objectives import make_objective
     from diffult_ray.models import build_classifier
     from diffult_ray.seeds import stream
 
@@ -232,6 +256,7 @@ def _loop(run: Run, payload: Mapping[str, Any]) -> None:
         "num_classes": split.num_classes,
         "channels": split.channels,
         "image_size": split.image_size,
+        "scale": config.get("scale"),
     }
     model = build_classifier(**network).to(run.device, memory_format=layout)
     optimizer = torch.optim.SGD(
@@ -247,8 +272,8 @@ def _loop(run: Run, payload: Mapping[str, Any]) -> None:
     labels, weights = data.labels.to(run.device), data.weights.to(run.device)
     total, batch = total_steps(config, len(labels)), config["batch_size"]
     mine = share(batch, rank=run.rank, world=run.world)
-    indices = feed.Epochs(seed, batch, len(labels))
-    plan = feed.Plan(indices, mine, first, total, augmentation=augmentation(config, split), seed=seed)
+    objective = make_objective(config, labels, weights, num_classes=split.num_classes, steps=total)
+    plan = _plan(run, config, split, objective, n=len(labels), first=first, total=total)
     images = feed.make(data.images, plan, device=run.device, readers=run.readers)
     recorder = Recorder(history, total, batch)
 
@@ -256,15 +281,19 @@ def _loop(run: Run, payload: Mapping[str, Any]) -> None:
     for step in range(first, total):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, total, config)
-        index = indices(step).to(run.device)
-        drawn = _batch_draws(config, split, step, run.device).only(mine)
+        index = plan.indices(step).to(run.device)
+        drawn = _batch_draws(config, split, step, run.device).only(plan.rows(step))
         x = augment(images(step), drawn, padding=config["crop_padding"], cutout=config["cutout"])
-        x = normalise(x).contiguous(memory_format=layout)
+        own, *partners = normalise(x).split(mine.stop - mine.start)
+        mixing = objective.mixing(seed, step, batch)
+        if mixing is not None:
+            own = mixup(own, *partners, mixing.share)
         with autocast(run.device, config["precision"], split.image_size):
-            logits = wrapped(x)
-        # Divided by the weights of the whole batch, so that ranks share one weighted mean.
-        losses = cross_entropy(logits.float(), labels[index][mine], reduction="none")
-        loss = (weights[index][mine] * losses).sum() * run.world / weights[index].sum().clamp_min(1e-12)
+            logits = wrapped(own.contiguous(memory_format=layout))
+        # Divided by the whole batch's weight or number, so that ranks share one weighted mean.
+        loss = run.world * objective.loss(
+            logits, labels[index], weights[index], step=step, rows=mine, mixing=mixing
+        )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -358,7 +387,7 @@ def load_classifier(folder: str | Path, device: torch.device) -> tuple[Any, Norm
 
     facts = files.read_json(Path(folder) / "model.json")
     arguments = {k: facts[k] for k in ("architecture", "num_classes", "channels", "image_size")}
-    model = build_classifier(**arguments)
+    model = build_classifier(**arguments, scale=facts.get("scale"))
     model.load_state_dict(files.read_tensors(Path(folder) / "model.safetensors"))
     return model.to(device).eval(), Normaliser(facts["mean"], facts["std"], device)
 

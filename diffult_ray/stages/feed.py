@@ -106,6 +106,7 @@ class Plan:
         indices: of the global batch of a step.
         mine: this rank's rows of it.
         first, total: the steps to come are first .. total - 1.
+        partners: step -> further rows [k] of the global batch that this rank needs after its own.
         augmentation: at the image's own resolution; None for the plain decoding.
         seed: of the augmentation's draws.
         margin: of the short side over the centre crop of a plain decoding.
@@ -115,9 +116,21 @@ class Plan:
     mine: slice
     first: int
     total: int
+    partners: Callable[[int], torch.Tensor] | None = None
     augmentation: Augmentation | None = None
     seed: int = 0
     margin: float = 1.0
+
+    def rows(self, step: int) -> torch.Tensor:
+        """Positions [k] in the global batch of the images that the feed gives."""
+        import torch
+
+        own = torch.arange(len(self.indices(step)))[self.mine]
+        return own if self.partners is None else torch.cat([own, self.partners(step).cpu()])
+
+    def chosen(self, step: int) -> torch.Tensor:
+        """Their indices [k] into the training set."""
+        return self.indices(step)[self.rows(step)]
 
 
 def make(images: torch.Tensor | References, plan: Plan, *, device: torch.device, readers: int) -> Feed:
@@ -142,7 +155,7 @@ class MemoryFeed(Feed):
         self.images, self.plan, self.device = images.to(device), plan, device
 
     def __call__(self, step: int) -> torch.Tensor:
-        index = self.plan.indices(step)[self.plan.mine].to(self.device)
+        index = self.plan.chosen(step).to(self.device)
         # index_select copies whole images, where images[index] gathers pixel by pixel on a processor.
         return self.images.index_select(0, index)
 
@@ -190,18 +203,17 @@ class StreamedFeed(Feed):
 
         plan = self.plan
         steps = range(start, min(plan.total, start + self.every))
-        mine = [plan.indices(step)[plan.mine].numpy() for step in steps]
-        first = plan.mine.start or 0
+        rows = [plan.rows(step).numpy() for step in steps]
         return pa.table({
             "start": [start],
-            "step": [np.repeat(steps, [len(index) for index in mine])],
-            "position": [np.concatenate([np.arange(first, first + len(index)) for index in mine])],
-            "index": [np.concatenate(mine)],
+            "step": [np.repeat(steps, [len(positions) for positions in rows])],
+            "position": [np.concatenate(rows)],
+            "index": [np.concatenate([plan.chosen(step).numpy() for step in steps])],
         })
 
 
 def _steps_a_block(references: References, plan: Plan) -> int:
-    rows = max(1, len(plan.indices(plan.first)[plan.mine]))
+    rows = max(1, len(plan.rows(plan.first)))
     fits = min(BLOCK_ROWS, BLOCK_BYTES // int(np.prod(references.shape)))
     return max(1, fits // rows)
 
