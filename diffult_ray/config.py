@@ -250,6 +250,7 @@ class Generator(Section):
     regulariser: Literal["none", "cbdm"] = "none"
     tau: Float = Field(1.0, ge=0)
     label_drop: Float = Field(0.1, ge=0, lt=1)  # probability of the null class
+    head_share: Float = Field(1.0, ge=0, le=1)  # p_h: share of the head classes' images that it learns from
     flip: bool = True
     precision: Literal["auto", "float32", "bf16"] = "auto"
     seed: Seed = 0

@@ -129,6 +129,8 @@ def generator(e: Experiment) -> Stage:
     config = _section(e.generator)
     if e.generator.regulariser == "none":
         del config["tau"]
+    if e.generator.head_share == 1:
+        del config["head_share"]
     return Stage("generator", config, {"split": split(e)}, e.resources.generator)
 
 

@@ -57,15 +57,21 @@ under this one's, mapping by mapping, and lists are replaced whole. Of a sweep a
 | `differs` | in words, why the results do not compare with `expected`; needed |
 | `replace` | sections of `experiment` that take the place of the sweep's, such as another `dataset` |
 | `experiment` | keys to set |
-| `search` | `KEY: {grid: [...]}` takes the place of an axis of that key, where the sweep has one; `KEY: null` fixes the key |
+| `search` | `KEY: {grid: [...]}` replaces the axis of that key, where there is one; `KEY: null` fixes it |
 
 ## `expected`
 
-Rows that the report sets beside the sweep's own results: `where` (dotted keys and their values; the method is
-`diffult` unless it names `method`), `measure` (@MEASURES@), `value`
-(accuracies and shares in percent), `standing` (`reported` by the paper, `secondary`: readers of it, `code`: public
-code, `ours`), `source`, and `label`, which a row without `where` needs. `differs` says, in words, why the results
-do not compare with them; an overlay and an override add theirs.
+Rows that the report sets beside the sweep's own results. `differs`, beside it, says in words why the
+results do not compare with them; an overlay and an override add theirs.
+
+| key of a row | |
+|---|---|
+| `where` | dotted keys and their values; the method is `diffult` unless `method` is among them |
+| `label` | the name of the row, which one without `where` needs |
+| `measure` | @MEASURES@ |
+| `value` | accuracies and shares in percent |
+| `standing` | `reported` by the paper, `secondary` (its readers), `code` (public code), or `ours` |
+| `source` | where the number is from, and on which set |
 
 ## `name`, `description`, `baselines`, `tune`, `tracking`
 

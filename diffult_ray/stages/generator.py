@@ -47,6 +47,7 @@ def _loop(run: Run, payload: Mapping[str, Any]) -> None:
 
     from diffult_ray.data import load_split
     from diffult_ray.data.batches import batch_indices, generator, random_flip, share
+    from diffult_ray.data.heads import with_head_share
     from diffult_ray.method.device import autocast, memory_format
     from diffult_ray.method.diffusion import make_noise_scheduler
     from diffult_ray.seeds import stream
@@ -61,9 +62,10 @@ def _loop(run: Run, payload: Mapping[str, Any]) -> None:
     first, history = _restore(run, model, ema, optimizer)
     wrapped = run.distribute(model)
     noising = make_noise_scheduler(config["timesteps"])
-    images = torch.from_numpy(split.train.images).to(run.device)
-    labels = torch.from_numpy(split.train.labels).to(run.device)
-    frequencies = torch.tensor(split.counts, dtype=torch.float, device=run.device)
+    learnt = with_head_share(split.train, split.num_classes, config.get("head_share", 1.0))
+    images = torch.from_numpy(learnt.images).to(run.device)
+    labels = torch.from_numpy(learnt.labels).to(run.device)
+    frequencies = torch.bincount(labels, minlength=split.num_classes).float()
     outs, total, batch = payload["outs"], config["steps"], config["batch_size"]
     mine = share(batch, rank=run.rank, world=run.world)
     recorder = Recorder(history, total, batch)
