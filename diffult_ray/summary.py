@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,6 +12,8 @@ import numpy as np
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from diffult_ray.config import Expected
 
 METHOD = "diffult"  # what is selected; every other method is a baseline
 
@@ -30,6 +32,8 @@ class ReportData:
     gallery: dict[int, dict[str, np.ndarray]]
     stages: pd.DataFrame
     facts: dict[str, str]
+    expected: list[tuple[Expected, list[str]]] = field(default_factory=list)  # with the cells they are about
+    differs: Sequence[str] = ()  # why the results do not compare with what was expected
 
     @property
     def keys(self) -> list[str]:

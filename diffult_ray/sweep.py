@@ -300,7 +300,7 @@ class Session:
     # --- the results ---
 
     def _conclude(self) -> int:
-        from diffult_ray import report, results
+        from diffult_ray import report, results, statistics
 
         name = self.plan.sweep.name
         records = {t.key: results.read_record(t, self.store, name) for t in self.plan.trials}
@@ -308,6 +308,7 @@ class Session:
         results.write_table(frame, self.folder)
         data = results.report_data(self.plan, self.store, frame, self.built, self._facts())
         report.write(data, self.folder)
+        statistics.write(data, self.folder)
         done = bool((frame["status"] == "done").all())
         error = self.tracker.conclude(data, "FINISHED" if done else "FAILED") if self.tracker else None
         if done:
