@@ -903,34 +903,42 @@ def _assembled(values: Mapping[str, Any], made: dict[Any, Section]) -> Experimen
 def _check_expected(sweep: Sweep) -> None:
     """Refuse a row with a value that no cell could have; what differs from the file may have none left."""
     for number, row in enumerate(() if sweep.differs else sweep.expected):
-        refused = [_refused(cell, row.where or {}) for cell in sweep.cells]
-        if refused and all(refused):
-            key = ".".join(map(str, refused[0]["loc"]))
+        first = None
+        for refused in (_refused(cell, row.where or {}) for cell in sweep.cells):
+            if refused is None:
+                break
+            first = first or refused
+        else:
+            path = [str(part) for part in first["loc"]]
             raise BadInput(
                 where=sweep._source.place([f"expected.{number}.where"]),
-                rule=f"no cell could have this {key}: {_rule(refused[0])}", value=refused[0]["input"],
-                advice=_advice(refused[0], Experiment, [str(part) for part in refused[0]["loc"]]),
+                rule=f"no cell could have this {'.'.join(path)}: {_rule(first)}", value=first["input"],
+                advice=_advice(first, Experiment, path),
             )
 
 
 def _refused(cell: Experiment, where: Mapping[str, Any]) -> Any:
+    """What pydantic says of a cell with dotted keys set, None if they are allowed there."""
+    values = cell.model_dump()
+    for key, value in where.items():
+        values = _with(values, key, value)
     try:
-        having(cell, where)
+        Experiment.model_validate(values)
     except ValidationError as error:
         return error.errors()[0]
     return None
 
 
-def having(e: Experiment, where: Mapping[str, Any]) -> Experiment:
-    """The experiment with dotted keys set, which is the same where it has those values already.
-
-    Raises:
-        ValidationError: if the values are not allowed there.
-    """
-    values = e.model_dump()
-    for key, value in where.items():
-        values = _with(values, key, value)
-    return Experiment.model_validate(values)
+def has_value(e: Experiment, key: str, value: Any) -> bool:
+    """Whether a dotted key has a value, as the configuration reads it: 1 is 1.0, null no threshold."""
+    name, _, inner = key.partition(".")
+    if not inner:
+        return getattr(e, name) == value
+    section = getattr(e, name)
+    try:
+        return type(section).model_validate(_with(section.model_dump(), inner, value)) == section
+    except ValidationError:
+        return False
 
 
 def experiments(sweep: Sweep) -> Iterator[Experiment]:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pydantic import ValidationError
-
 from diffult_ray import config, pipeline
 from diffult_ray.config import Expected, Experiment
 from diffult_ray.plan import Plan
@@ -22,15 +20,10 @@ def matched(plan: Plan) -> list[tuple[Expected, list[str]]]:
 
 
 def has(e: Experiment, where: Mapping[str, Any]) -> bool:
-    """Whether an experiment has these values, and its method uses them; `method` is diffult unless named.
-
-    Values are compared as the configuration reads them: 1 and 1.0, or null and an infinite threshold.
-    """
+    """Whether an experiment has these values, and its method uses them; `method` is diffult unless named."""
     if e.method != where.get("method", "diffult"):
         return False
-    if not all(key == "method" or pipeline.applies(key, e) for key in where):
-        return False
-    try:
-        return config.having(e, where) == e
-    except ValidationError:
-        return False
+    return all(
+        key == "method" or pipeline.applies(key, e) and config.has_value(e, key, value)
+        for key, value in where.items()
+    )
