@@ -11,13 +11,11 @@ import difflib
 import itertools
 import json
 import math
-import os
 import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
@@ -34,7 +32,10 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
+from diffult_ray import sweepfile
 from diffult_ray.errors import UNTOLD, BadInput
+from diffult_ray.sweepfile import as_list, design_place, drop_axis, raw_designs
+from diffult_ray.sweepfile import shipped as shipped
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}(/[A-Za-z0-9][A-Za-z0-9_.-]{0,99})*")
 LIST_ITEM = re.compile(r"\.(\d+)(?=\.|$)")
@@ -279,6 +280,7 @@ class Generator(Section):
     label_drop_scope: Literal["batch", "sample"] = "batch"  # whose label it is that is dropped
     aid_weight: Float = Field(0.0, ge=0)  # lambda of the AID loss, in the extractor's features; 0: none
     balanced_batches: bool = False  # each class equally often in the batches, whatever its size
+    head_share: Float = Field(1.0, ge=0, le=1)  # p_h: share of the head classes' images that it learns from
     flip: bool = True
     augment: Float = Field(0.0, ge=0, le=1)  # probability of each transformation that the network is told of
     precision: Literal["auto", "float32", "bf16"] = "auto"
@@ -581,27 +583,66 @@ class Tracking(Section):
 
 @dataclass(frozen=True)
 class Source:
-    """Where the user wrote a key: in the file, on an axis of its search, or in an override."""
+    """Where the user wrote a key: in the file, its base or overlay, on an axis, or in an override."""
 
     file: str = "sweep"
     overrides: Mapping[str, str] = field(default_factory=dict)  # key -> the override's text
     axes: Mapping[str, str] = field(default_factory=dict)  # key of the experiment -> key of its axis
+    origins: Mapping[str, str] = field(default_factory=dict)  # key -> the base or overlay it is from
 
     def place(self, keys: Sequence[str]) -> str:
         """The first of the keys that was overridden or searched; else the first, in the file."""
         for key in keys:
-            parts = key.split(".")
-            for known in (".".join(parts[:n]) for n in range(len(parts), 0, -1)):
+            for known in _with_parents(key):
                 if known in self.overrides:
                     return f"override {self.overrides[known]}"
                 if known in self.axes:
                     return self.place([self.axes[known]])
-        return f"{self.file}: {_as_written(keys[0]) or 'the whole file'}"
+        file = next((self.origins[k] for k in _with_parents(keys[0]) if k in self.origins), self.file)
+        return f"{file}: {_as_written(keys[0]) or 'the whole file'}"
+
+
+def _with_parents(key: str) -> list[str]:
+    """The key, and the keys of the sections that it is in, nearest first."""
+    parts = key.split(".")
+    return [".".join(parts[:n]) for n in range(len(parts), 0, -1)]
 
 
 def _as_written(key: str) -> str:
     """Items of a list have their number in brackets."""
     return LIST_ITEM.sub(r"[\1]", key)
+
+
+Measure = Literal[
+    "accuracy", "balanced_accuracy", "accuracy_many", "accuracy_medium", "accuracy_few", "generated", "kept",
+    "p_id", "p_aid", "p_ood", "fid", "inception_score",
+]
+
+
+class Expected(Section):
+    """A number to set beside the sweep's own: what was measured of which cell, and who says so.
+
+    Without `where` it belongs to no cell that can be run here, such as a method that is only cited.
+    """
+
+    where: dict[str, Any] | None = Field(
+        None, description="dotted keys and their values, as in where: {generator.tau: 1}"
+    )
+    label: str | None = Field(None, description="the name of the row; needed without `where`")
+    measure: Measure = "accuracy"
+    value: Float = Field(description="as the measure is shown: accuracies and shares in percent")
+    # reported: by the paper; secondary: readers of it; code: public code; ours: measured here
+    standing: Literal["reported", "secondary", "code", "ours"]
+    source: str = Field(min_length=1, description="say where the number is from, and on which set")
+
+    @model_validator(mode="after")
+    def _is_of_something(self) -> Expected:
+        if not self.where and not self.label:
+            raise Rule("is needed without `label`", "where", value=self.where, advice="name the cell's keys")
+        for key in self.where or {}:
+            if key not in KEYS:
+                raise Rule("names no such key", "where", value=key, advice=_nearest(key, KEYS))
+        return self
 
 
 class Sweep(Section):
@@ -614,13 +655,16 @@ class Sweep(Section):
     baselines: tuple[Method, ...] = Field((), description="write a list of methods, as in [ce, oversample]")
     tune: Tune = Tune()
     tracking: Tracking = Tracking()
+    expected: tuple[Expected, ...] = Field((), description="write a list of rows, as in the shipped sweeps")
+    differs: tuple[str, ...] = Field((), description="why results do not compare with `expected`, in words")
     _source: Source = PrivateAttr(default_factory=Source)
 
     @model_validator(mode="before")
     @classmethod
-    def _one_design_is_a_list_of_one(cls, values: Any) -> Any:
-        if isinstance(values, Mapping) and isinstance(values.get("search"), Mapping):
-            return {**values, "search": (values["search"],)}
+    def _one_is_a_list_of_one(cls, values: Any) -> Any:
+        for key, kind in (("search", Mapping), ("differs", str)):
+            if isinstance(values, Mapping) and isinstance(values.get(key), kind):
+                values = {**values, key: (values[key],)}
         return values
 
     @model_validator(mode="after")
@@ -641,83 +685,43 @@ class Sweep(Section):
     def designs(self) -> list[Design]:
         """`search`, checked; without one, a design of one point."""
         return [
-            _design(spec, _place(number, len(self.search)), self._source)
+            _design(spec, design_place(number, len(self.search)), self._source)
             for number, spec in enumerate(self.search or ({},))
         ]
 
 
-# --- reading: YAML, overrides, shipped sweeps -------------------------------------------------
+# --- reading: the file, its base and overlay, overrides ----------------------------------------
 
 
-def shipped() -> dict[str, Path]:
-    """Sweep files that come with the project, by name: from a checkout and from a wheel."""
-    here = Path(__file__).resolve().parent
-    for folder in (here / "shipped_sweeps", here.parent / "sweeps"):
-        if folder.is_dir():
-            files = sorted(folder.rglob("*.yaml"))
-            return {f.relative_to(folder).with_suffix("").as_posix(): f for f in files}
-    return {}
-
-
-def load(sweep: str = "digits", overrides: Sequence[str] = ()) -> Sweep:
-    """The sweep of a file or shipped name, with overrides, fully checked.
+def load(sweep: str = "digits", overrides: Sequence[str] = (), overlay: str | None = None) -> Sweep:
+    """The sweep of a file or shipped name, under an overlay and overrides, fully checked.
 
     Raises:
-        BadInput: for a mistake of the user's in the file or an override.
+        BadInput: for a mistake of the user's in a file or an override.
     """
-    path = _find(sweep)
-    values = _read(path)
-    told: dict[str, str] = {}
+    written = sweepfile.read(sweep, overlay)
+    for key, place in written.axes.items():
+        if key not in KEYS:
+            raise BadInput(where=place, rule="no such key", advice=_nearest(key, KEYS))
+    values, told = written.values, {}
     for override in overrides:
         _override(values, override, told)
-    source = Source(str(path), told)
+    _note_overrides(values, told)
+    source = Source(str(written.path), told, origins=written.origins)
     built = _validate(Sweep, values, source)
     built._source = source
     _ = built.cells  # each is checked now, before anything starts
+    _check_expected(built)
     return built
 
 
-def _find(sweep: str) -> Path:
-    if os.path.isfile(sweep):
-        return Path(sweep)
-    names = shipped()
-    if sweep in names:
-        return names[sweep]
-    near = difflib.get_close_matches(sweep, names, n=1)
-    advice = f"did you mean {near[0]!r}?" if near else f"the shipped ones are {', '.join(names) or 'none'}"
-    if os.path.isdir(sweep):
-        rule = "must be a file, not a folder"
-    elif Path(sweep).suffix in (".yaml", ".yml") or os.path.isabs(sweep):
-        rule = "no such file"
-    else:
-        rule = "neither a file nor a shipped sweep"
-    raise BadInput(where="SWEEP", rule=rule, value=sweep, advice=advice)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    values = _parse(path)
-    if not isinstance(values, dict) or not values:
-        raise BadInput(
-            where=str(path),
-            rule="a sweep file is a mapping with `name`, `experiment` and `search`",
-            value=values or "an empty file",
-            advice="start from a copy of a shipped sweep",
-        )
-    return values
-
-
-def _parse(path: Path) -> Any:
-    try:
-        return OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else "?"
-        where, problem = f"{path}: line {line}", error.problem or error.context
-    except OmegaConfBaseException as error:
-        where, problem = f"{path}: {error.full_key}", str(error.msg or error).partition("\n")[0]
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        where, problem = str(path), str(error)
-    advice = "write each key once" if "duplicate key" in problem else "correct it"
-    raise BadInput(where=where, rule=f"is not readable as YAML: {problem}", advice=advice)
+def _note_overrides(values: dict[str, Any], told: Mapping[str, str]) -> None:
+    """What was expected of the file's settings may not hold of others."""
+    inner = {key.removeprefix("experiment."): text for key, text in told.items()
+             if key.startswith("experiment.")}
+    changed = [text for key, text in inner.items() if not SAME_RESULTS.fullmatch(key)]
+    if changed and values.get("expected"):
+        values["differs"] = [*as_list(values.get("differs")), f"with the override {', '.join(changed)}"]
 
 
 def known_keys(model: type[BaseModel] = Experiment, prefix: str = "") -> list[str]:
@@ -743,6 +747,9 @@ SWEEP_KEYS = ("name", "description", "baselines", *(f"tune.{k}" for k in Tune.mo
 # How fast a stage runs, how results are measured, and which images choose: they make no other trial.
 NOT_SEARCHED = re.compile(r"resources\..*|quality\..*|dataset\.(root|download|loading)|select")
 
+# Other images or other luck, of which an expected number holds as well.
+SAME_RESULTS = re.compile(r"resources\..*|dataset\.(root|download|loading)|(.*\.)?seed")
+
 
 def _override(values: dict[str, Any], override: str, told: dict[str, str]) -> None:
     """Set a key in the values of a sweep file, and note in `told` where the key is set."""
@@ -758,7 +765,7 @@ def _override(values: dict[str, Any], override: str, told: dict[str, str]) -> No
         told[key] = override
     elif inner in KEYS:
         _set(values, f"experiment.{inner}", value)
-        _drop_axis(values, inner)
+        drop_axis(values, inner)
         told[f"experiment.{inner}"] = override
     elif key.startswith("search."):
         told.update(_set_axis(values, key.removeprefix("search."), value, override))
@@ -802,38 +809,11 @@ def _set(values: dict[str, Any], dotted: str, value: Any) -> None:
     values[last] = value
 
 
-def _raw_designs(values: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """(place, design) of a sweep file that is not validated yet."""
-    search = values.get("search")
-    designs = search if isinstance(search, list) else [search]
-    return [(_place(n, len(designs)), d) for n, d in enumerate(designs) if isinstance(d, dict)]
-
-
-def _place(number: int, designs: int) -> str:
-    return "search" if designs == 1 else f"search[{number}]"
-
-
-def _drop_axis(values: dict[str, Any], key: str) -> None:
-    """An override of a searched key fixes it: its axis goes."""
-    for _, design in _raw_designs(values):
-        design.pop(key, None)
-        design["zip"] = _without(design.get("zip"), key)
-        if not design["zip"]:
-            del design["zip"]
-
-
-def _without(groups: Any, key: str) -> Any:
-    """One `zip` group or a list of them, less a key and what is empty without it."""
-    if isinstance(groups, list):
-        return [g for g in (_without(group, key) for group in groups) if g]
-    return {k: v for k, v in groups.items() if k != key} if isinstance(groups, dict) else groups
-
-
 def _set_axis(values: dict[str, Any], rest: str, value: Any, override: str) -> dict[str, str]:
     key, _, kind = rest.rpartition(".")
-    holders = [(at, d) for at, d in _raw_designs(values) if key in d]
+    holders = [(at, d) for at, d in raw_designs(values) if key in d]
     if kind not in KINDS or key not in KEYS or not holders:
-        searched = [k for _, d in _raw_designs(values) for k in d if k != "zip"]
+        searched = [k for _, d in raw_designs(values) for k in d if k != "zip"]
         raise BadInput(
             where=f"override {override}",
             rule=f"must be search.KEY.KIND=values, with a searched KEY and KIND one of {', '.join(KINDS)}",
@@ -1064,6 +1044,47 @@ def _assembled(values: Mapping[str, Any], made: dict[Any, Section]) -> Experimen
             made[key] = kind.model_validate(raw)
         sections[name] = made[key]
     return Experiment.model_validate({**values, **sections})
+
+
+def _check_expected(sweep: Sweep) -> None:
+    """Refuse a row with a value that no cell could have; what differs from the file may have none left."""
+    for number, row in enumerate(() if sweep.differs else sweep.expected):
+        first = None
+        for refused in (_refused(cell, row.where or {}) for cell in sweep.cells):
+            if refused is None:
+                break
+            first = first or refused
+        else:
+            path = [str(part) for part in first["loc"]]
+            raise BadInput(
+                where=sweep._source.place([f"expected.{number}.where"]),
+                rule=f"no cell could have this {'.'.join(path)}: {_rule(first)}", value=first["input"],
+                advice=_advice(first, Experiment, path),
+            )
+
+
+def _refused(cell: Experiment, where: Mapping[str, Any]) -> Any:
+    """What pydantic says of a cell with dotted keys set, None if they are allowed there."""
+    values = cell.model_dump()
+    for key, value in where.items():
+        values = _with(values, key, value)
+    try:
+        Experiment.model_validate(values)
+    except ValidationError as error:
+        return error.errors()[0]
+    return None
+
+
+def has_value(e: Experiment, key: str, value: Any) -> bool:
+    """Whether a dotted key has a value, as the configuration reads it: 1 is 1.0, null no threshold."""
+    name, _, inner = key.partition(".")
+    if not inner:
+        return getattr(e, name) == value
+    section = getattr(e, name)
+    try:
+        return type(section).model_validate(_with(section.model_dump(), inner, value)) == section
+    except ValidationError:
+        return False
 
 
 def experiments(sweep: Sweep) -> Iterator[Experiment]:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from diffult_ray import summary
-from diffult_ray.summary import METHOD, Cell, Estimate, ReportData, finite, number, setting, settings
+from diffult_ray.statistics import Claim, Point, claims
+from diffult_ray.summary import METHOD, Cell, Estimate, ReportData, number, setting, settings
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -76,15 +77,6 @@ def _frame(axes: Any) -> Any:
 # --- accuracy against FID and IS --------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Point:
-    """One generator: its quality, and the accuracy of the classifiers that learnt from it."""
-
-    label: str
-    quality: float
-    accuracy: Estimate
-
-
 MEASURES = {
     "fid": ("FID", "lower is better: the paper's claim is a negative coefficient"),
     "inception_score": ("Inception score", "higher is better: the paper's claim is a positive coefficient"),
@@ -92,31 +84,26 @@ MEASURES = {
 
 
 def quality_figures(data: ReportData) -> Iterator[Picture]:
-    """Accuracy against FID and IS, a figure for each quality network: their scales are not one scale."""
-    done = _done(data)
-    for measure in MEASURES:
-        known = done[[finite(v) is not None for v in done[measure]]]
-        for rows in summary.points_of(known, ["quality_network"]):
-            yield _quality_figure(data, measure, rows)
+    """Accuracy against FID and IS, a figure for each quality network."""
+    return (_quality_figure(data, claim) for claim in claims(data))
 
 
-def _quality_figure(data: ReportData, measure: str, rows: pd.DataFrame) -> Picture:
-    network = summary.plain(rows.iloc[0]["quality_network"]) or "unknown"
-    fixed, points = generator_points(data, measure, rows)
-    name, claim = MEASURES[measure]
-    at = settings(fixed, data.keys, equals=" = ")
+def _quality_figure(data: ReportData, found: Claim) -> Picture:
+    network, points = found.network, found.points
+    name, claim = MEASURES[found.measure]
+    at = settings(found.fixed, data.keys, equals=" = ")
     trials = f"the trials at {at}" if at else "the trials that use it"
     many = (
         f"One point a generator, measured with the {network} network; accuracy is the mean over {trials}, "
-        f"bars are their sample deviation. {correlation(points)}. For {name}, {claim}."
+        f"bars are their sample deviation. {_coefficients(found)}. For {name}, {claim}."
     )
     one = (
         f"One generator, of {name} {number(points[0].quality, 2)} with the {network} network; "
-        f"{number(points[0].accuracy.mean)} % is the mean over {trials}. {correlation(points)}."
+        f"{number(points[0].accuracy.mean)} % is the mean over {trials}. {_coefficients(found)}."
     )
     title = f"Accuracy against {name} ({network} network)"
     return Picture(
-        name=f"accuracy_{measure}_{re.sub('[^A-Za-z0-9]+', '_', str(network))}",
+        name=f"accuracy_{found.measure}_{re.sub('[^A-Za-z0-9]+', '_', network)}",
         title=title,
         caption=many if len(points) > 1 else one,
         alt=f"{title}: " + "; ".join(
@@ -126,51 +113,12 @@ def _quality_figure(data: ReportData, measure: str, rows: pd.DataFrame) -> Pictu
     )
 
 
-def generator_points(
-    data: ReportData, measure: str, rows: pd.DataFrame
-) -> tuple[dict[str, Any], list[Point]]:
-    """The generators at one setting of all the keys that do not make images.
-
-    How a generator is sampled changes its FID, so each sampling is a point of its own.
-
-    Returns:
-        the setting that is compared at, and a point for each generator there.
-    """
-    makes = [k for k in data.keys if _makes_images(k)]
-    identity = ["generator", *(k for k in makes if k.startswith("generation."))]
-    fixed, rows = summary.like_with_like(
-        rows, [k for k in data.keys if k not in makes], identity, summary.chosen(data)
-    )
-    groups = summary.points_of(rows, identity)
-    varied = [k for k in makes if len({repr(summary.plain(g.iloc[0][k])) for g in groups}) > 1]
-    points = []
-    for group in groups:
-        label = settings({k: summary.plain(group.iloc[0][k]) for k in varied}, data.keys)
-        quality = summary.estimate(group[measure]).mean
-        points.append(Point(label, float(quality or 0.0), summary.estimate(group["accuracy"])))
-    return fixed, points
-
-
-def _makes_images(key: str) -> bool:
-    return key.startswith(("generator.", "generation.")) and key != "generation.per_class"
-
-
-def correlation(points: Sequence[Point]) -> str:
-    """Pearson's r and Spearman's rho of quality and mean accuracy, by scipy.stats, with n.
-
-    >>> correlation([])
-    'n = 0: no coefficient'
-    """
-    known = [(p.quality, p.accuracy.mean) for p in points if p.accuracy.mean is not None]
-    if len(known) < 3:
-        return f"n = {len(known)}: no coefficient"
-    from scipy.stats import pearsonr, spearmanr
-
-    x, y = np.array(known).T
-    if np.ptp(x) == 0 or np.ptp(y) == 0:
-        return f"n = {len(known)}, all alike on one axis: no coefficient"
-    r, rho = float(pearsonr(x, y)[0]), float(spearmanr(x, y)[0])
-    return f"Pearson's r = {r:.2f}, Spearman's rho = {rho:.2f}, n = {len(known)}"
+def _coefficients(found: Claim) -> str:
+    """Generators that differ in seeds only are no independent evidence, so their means are told as well."""
+    if found.over_settings is None:
+        return found.over_generators.text
+    return f"Over generators: {found.over_generators.text}. Over settings, as means of their seeds: " \
+           f"{found.over_settings.text}"
 
 
 def _scatter(figure: Figure, points: Sequence[Point], name: str) -> None:
@@ -179,7 +127,8 @@ def _scatter(figure: Figure, points: Sequence[Point], name: str) -> None:
         bar = p.accuracy.deviation
         axes.errorbar(p.quality, p.accuracy.mean, yerr=bar, fmt="o", color=BLUE, ecolor=GREY, capsize=3)
     middle = (min(p.quality for p in points) + max(p.quality for p in points)) / 2
-    for p in points:
+    firsts = {p.label: p for p in reversed(points)}  # seeds of one setting have one name
+    for p in firsts.values():
         left = p.quality > middle
         axes.annotate(
             p.label, (p.quality, p.accuracy.mean), xytext=(-7 if left else 7, 5),

@@ -137,7 +137,7 @@ class Logbook:
     def _conclude(self, data: ReportData) -> None:
         from diffult_ray.report import selected
 
-        names = ["sweep.yaml", "results.parquet", "report.html"]
+        names = ["sweep.yaml", "results.parquet", "statistics.json", "report.html"]
         names += sorted(f"figures/{p.name}" for p in (self.folder / "figures").glob("*.png"))
         self._tracker.files(self.folder, names)
         cell = selected(data)

@@ -145,6 +145,8 @@ def reference(e: Experiment) -> Stage:
 def generator(e: Experiment) -> Stage:
     """Of the split alone, but for the AID loss, which measures in the extractor's features."""
     config = {k: v for k, v in _section(e.generator).items() if _used(k, e.generator)}
+    if e.generator.head_share == 1:
+        del config["head_share"]
     inputs = {"split": split(e)}
     if e.generator.aid_weight > 0:
         inputs["extractor"] = extractor(e)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffult_ray import files, summary
+from diffult_ray import files, statistics, summary
 from diffult_ray.summary import METHOD, Cell, Estimate, ReportData, number, selected, setting, settings, whole
 
 if TYPE_CHECKING:
@@ -289,6 +289,8 @@ def _page(data: ReportData, drawn: Sequence[Picture]) -> str:
         cells=summary.cells(data),
         selected=selected(data),
         differences=[_difference(b, e, data) for b, e in summary.differences(data)],
+        beside=[_beside(b) for b in statistics.beside(data)],
+        correlations=[row for c in statistics.claims(data) for row in _correlation(c, data)],
         pictures=drawn,
         failures=failures(data),
         stages=[_stage(row) for _, row in data.stages.iterrows()],
@@ -313,8 +315,26 @@ def _page_columns(data: ReportData) -> list[Column]:
         Column("sd", lambda c: number(c.over_seeds("accuracy").deviation), "sample deviation"),
         Column("n", lambda c: str(c.over_seeds("accuracy").n), "finished trials"),
         Column("95% interval", lambda c: _interval(c.over_seeds("accuracy")), "Student's t, of the mean"),
-        *_known([judged, *_measures()], found),
+        *_known([*_against_reference(data), judged, *_measures()], found),
     ]
+
+
+def _against_reference(data: ReportData) -> list[Column]:
+    """The paired difference of each cell to one baseline, which the column names."""
+    named = summary.reference_of(summary.chosen(data), data)
+    if named is None:
+        return []
+
+    def text(cell: Cell) -> str:
+        rivals = [b for b in summary.baselines_of(cell, data) if b.method == named.method and b.id != cell.id]
+        if not rivals or cell.method == named.method:
+            return UNKNOWN
+        e = summary.paired(cell, rivals[0])
+        between = f" ({_interval(e, sign=True)})" if e.interval else ""
+        return f"{number(e.mean, sign=True)}{between}"
+
+    title = "difference of accuracies in points, paired by seed, and its 95% interval"
+    return [Column(f"against {named.method}", text, title)]
 
 
 def _measures() -> list[Column]:
@@ -362,6 +382,38 @@ def _interval(e: Estimate, *, sign: bool = False) -> str:
 def _difference(baseline: Cell, e: Estimate, data: ReportData) -> list[str]:
     measured = [number(e.mean, sign=True), number(e.deviation), str(e.n), _interval(e, sign=True)]
     return [_name(baseline, data), *measured]
+
+
+def _beside(b: statistics.Beside) -> list[str]:
+    ours = UNKNOWN
+    if b.ours is not None:
+        deviation = statistics.shown(b.measure, b.ours.deviation)
+        ours = f"{statistics.shown(b.measure, b.ours.mean)} ± {deviation} ({b.ours.n})"
+    measure = MEASURE_NAMES.get(b.measure, b.measure.replace("_", " "))
+    return [b.name, measure, b.standing, b.source, ours, statistics.shown(b.measure, b.theirs)]
+
+
+MEASURE_NAMES = {
+    "fid": "FID", "inception_score": "IS", "p_id": "ID, %", "p_aid": "AID, %", "p_ood": "OOD, %",
+    "accuracy_many": "many", "accuracy_medium": "medium", "accuracy_few": "few",
+}
+
+
+def _correlation(c: statistics.Claim, data: ReportData) -> list[list[str]]:
+    over = [("generators", c.over_generators), ("settings", c.over_settings)]
+    at = settings(c.fixed, data.keys) or UNKNOWN
+    return [
+        [
+            MEASURE_NAMES[c.measure], c.network, at, name,
+            number(found.pearson, 2), _bounds(found.pearson_interval),
+            number(found.spearman, 2), _bounds(found.spearman_interval), str(found.n),
+        ]
+        for name, found in over if found is not None
+    ]
+
+
+def _bounds(interval: tuple[float, float] | None) -> str:
+    return UNKNOWN if interval is None else " to ".join(number(bound, 2) for bound in interval)
 
 
 def _stage(row: Any) -> list[str]:

@@ -132,6 +132,7 @@ def report_data(
     Args:
         built: key -> seconds of the stages built in this run.
     """
+    from diffult_ray.expected import matched
     from diffult_ray.report import ReportData, selected
 
     first = plan.trials[0]
@@ -148,6 +149,8 @@ def report_data(
         stages=_stage_table(plan, store, built),
         facts=facts,
         notes=_notes(plan, store),
+        expected=matched(plan),
+        differs=plan.sweep.differs,
     )
     cell = selected(data)
     chosen = next((t for t in plan.trials if t.cell == cell), None)

@@ -15,6 +15,8 @@ from diffult_ray.config import NAMED, variant
 if TYPE_CHECKING:
     import pandas as pd
 
+    from diffult_ray.config import Expected
+
 METHOD = "diffult"  # what is selected; every other method is a baseline
 
 
@@ -33,6 +35,8 @@ class ReportData:
     stages: pd.DataFrame
     facts: dict[str, str]
     notes: list[str] = field(default_factory=list)  # what a reader of the measures must know
+    expected: list[tuple[Expected, list[str]]] = field(default_factory=list)  # with the cells they are about
+    differs: Sequence[str] = ()  # why the results do not compare with what was expected
 
     @property
     def keys(self) -> list[str]:

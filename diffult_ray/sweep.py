@@ -2,6 +2,7 @@
 
     python -m diffult_ray.sweep                       # the shipped sweep `digits`
     python -m diffult_ray.sweep my.yaml generator.steps=2000 --plan
+    python -m diffult_ray.sweep cifar100_lt/fid_accuracy --overlay smoke
     ray job submit -- python -m diffult_ray.sweep digits --storage /shared/diffult
 
 Running the same command again continues what is unfinished; a finished sweep prints its results.
@@ -64,6 +65,7 @@ def _parser() -> Parser:
     )
     parser.add_argument("sweep", nargs="?", default=None, help="a file or the name of a shipped sweep")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted keys to override")
+    parser.add_argument("--overlay", metavar="NAME|FILE", help="another scale or set, such as smoke")
     parser.add_argument("--plan", action="store_true", help="show what would be built; start nothing")
     parser.add_argument("--storage", help="folder of all results (DIFFULT_STORAGE, else ~/diffult)")
     parser.add_argument("--address", help="Ray cluster to join (RAY_ADDRESS, else one is started here)")
@@ -76,7 +78,7 @@ def _main(arguments: argparse.Namespace) -> int:
     name, overrides = arguments.sweep, list(arguments.overrides)
     if name is not None and "=" in name and not os.path.exists(name):
         name, overrides = None, [name, *overrides]
-    sweep = config.load("digits" if name is None else name, overrides)
+    sweep = config.load("digits" if name is None else name, overrides, arguments.overlay)
     plan = make_plan(sweep)
     store = Store(arguments.storage or os.environ.get("DIFFULT_STORAGE") or "~/diffult")
     if arguments.plan:
@@ -87,6 +89,8 @@ def _main(arguments: argparse.Namespace) -> int:
 
 def _command(name: str | None, overrides: Sequence[str], arguments: argparse.Namespace) -> str:
     words = ["python", "-m", "diffult_ray.sweep", *([name] if name else []), *overrides]
+    if arguments.overlay:
+        words += ["--overlay", arguments.overlay]
     if arguments.storage:
         words += ["--storage", arguments.storage]
     return shlex.join(words)
@@ -316,7 +320,7 @@ class Session:
     # --- the results ---
 
     def _conclude(self) -> int:
-        from diffult_ray import report, results
+        from diffult_ray import report, results, statistics
 
         name = self.plan.sweep.name
         records = {t.key: results.read_record(t, self.store, name) for t in self.plan.trials}
@@ -324,6 +328,7 @@ class Session:
         results.write_table(frame, self.folder)
         data = results.report_data(self.plan, self.store, frame, self.built, self._facts())
         report.write(data, self.folder)
+        statistics.write(data, self.folder)
         done = bool((frame["status"] == "done").all())
         error = self.tracker.conclude(data, "FINISHED" if done else "FAILED") if self.tracker else None
         if done:

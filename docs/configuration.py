@@ -14,7 +14,7 @@ from typing import get_args
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from diffult_ray.config import Experiment, Tracking, Tune
+from diffult_ray.config import Experiment, Measure, Tracking, Tune
 
 HEAD = """# Configuration
 
@@ -43,6 +43,35 @@ One design, or a list of designs whose trials are joined. A design maps dotted k
 | `{choice: [a, b]}` | one of the values, `tune.samples` draws |
 | `{uniform: [low, high]}`, `{loguniform: ...}` | `tune.samples` draws; always the same ones |
 | `zip: {key: [a, b], other: [c, d]}` | keys that move together |
+
+## `base`, and overlays
+
+`base: NAME` is a file beside this one, a shipped sweep, or a file of `sweeps/bases`: its `experiment` lies
+under this one's, mapping by mapping, and lists are replaced whole. Of a sweep as base only the
+`experiment` counts.
+
+`--overlay NAME|FILE` lays a file over the sweep, before overrides, and adds its name to the sweep's:
+
+| key | |
+|---|---|
+| `differs` | in words, why the results do not compare with `expected`; needed |
+| `replace` | sections of `experiment` that take the place of the sweep's, such as another `dataset` |
+| `experiment` | keys to set |
+| `search` | `KEY: {grid: [...]}` replaces the axis of that key, where there is one; `KEY: null` fixes it |
+
+## `expected`
+
+Rows that the report sets beside the sweep's own results. `differs`, beside it, says in words why the
+results do not compare with them; an overlay and an override add theirs.
+
+| key of a row | |
+|---|---|
+| `where` | dotted keys and their values; the method is `diffult` unless `method` is among them |
+| `label` | the name of the row, which one without `where` needs |
+| `measure` | @MEASURES@ |
+| `value` | accuracies and shares in percent |
+| `standing` | `reported` by the paper, `secondary` (its readers), `code` (public code), or `ours` |
+| `source` | where the number is from, and on which set |
 
 ## `name`, `description`, `baselines`, `tune`, `tracking`
 
@@ -101,7 +130,8 @@ def values(field: FieldInfo) -> str:
 def page() -> str:
     experiment = "\n".join(rows(Experiment))
     sweep = "\n".join([*rows(Tune, "tune."), *rows(Tracking, "tracking.")])
-    return HEAD + experiment + "\n" + TAIL + sweep + "\n"
+    measures = ", ".join(f"`{m}`" for m in get_args(Measure))
+    return HEAD + experiment + "\n" + TAIL.replace("@MEASURES@", measures) + sweep + "\n"
 
 
 if __name__ == "__main__":

@@ -121,3 +121,14 @@ def cluster(ray_folder: Path) -> Iterator[object]:
 def lines(text: str, words: Sequence[str]) -> list[str]:
     """The lines that hold all the words."""
     return [line for line in text.splitlines() if all(w in line for w in words)]
+
+
+@pytest.fixture
+def imagenet_lists(tmp_path, monkeypatch):
+    """DIFFULT_DATA with list files of one image each, where the ImageNet-LT sweeps look for theirs."""
+    folder = tmp_path / "imagenet" / "ImageNet_LT"
+    folder.mkdir(parents=True)
+    (folder.parent / "a.jpg").write_bytes(b"")
+    for part in ("train", "val", "test"):
+        (folder / f"ImageNet_LT_{part}.txt").write_text("a.jpg 0\n")
+    monkeypatch.setenv("DIFFULT_DATA", str(tmp_path))

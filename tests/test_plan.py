@@ -60,7 +60,7 @@ def test_the_generators_steps_are_one_family_and_other_keys_are_not():
     assert len(families) == 3 and len(set(families)) == 2
 
 
-def test_inputs_come_before_what_needs_them():
+def test_inputs_come_before_what_needs_them(imagenet_lists):
     for stages in (p.stages for p in (make_plan(config.load(name)) for name in config.shipped())):
         seen: set[str] = set()
         for stage in stages:
@@ -399,7 +399,7 @@ def test_keys_are_the_same_in_every_process():
 
 
 @pytest.mark.parametrize("name", config.shipped())
-def test_a_shipped_sweep_loads_under_its_own_name_and_says_what_it_is(name):
+def test_a_shipped_sweep_loads_under_its_own_name_and_says_what_it_is(name, imagenet_lists):
     path = config.shipped()[name]
     built = config.load(name)
     assert built.name == name and built.description and make_plan(built).trials

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from diffult_ray import figures, report, summary
+from diffult_ray import figures, report, statistics, summary
 from diffult_ray.report import ReportData, print_table, selected, write
 from diffult_ray.results import COLUMNS_AFTER_SEARCHED
 
@@ -250,7 +250,8 @@ def captions(data):
 def test_the_coefficients_are_scipys_over_generators():
     caption, = captions(make(generators([80.0, 85.0, 87.0, 86.0], [40.0, 20.0, 10.0, 5.0]), [WEIGHT, STEPS]))
     r = np.corrcoef([80.0, 85.0, 87.0, 86.0], [40.0, 20.0, 10.0, 5.0])[0, 1]
-    assert f"Pearson's r = {r:.2f}, Spearman's rho = -0.80, n = 4" in caption  # ranks 1 2 4 3 and 4 3 2 1
+    assert f"Pearson's r = {r:.2f} (95% -1.00 to 0.10)" in caption  # tanh(atanh(r) -+ 1.96 / sqrt(n - 3))
+    assert "Spearman's rho = -0.80 (95% -1.00 to 0.82), n = 4" in caption  # ranks 1 2 4 3 and 4 3 2 1
     assert "at synthetic_weight = 1." not in caption and "at synthetic_weight = 1," in caption
 
 
@@ -272,7 +273,7 @@ def test_generators_are_compared_at_the_setting_that_most_of_them_share():
     common = generators([80.0, 85.0, 87.0], [40.0, 20.0, 10.0])
     best = [dict(common[0], cell="best", accuracy=99.0, validation_accuracy=99.0, **{WEIGHT: 0.3})]
     data = make([*best, *common], [WEIGHT, STEPS])
-    fixed, points = figures.generator_points(data, "fid", data.results)
+    fixed, points = statistics.generator_points(data, "fid", data.results)
     assert fixed == {WEIGHT: 1.0}
     assert [(p.label, p.quality, p.accuracy.mean) for p in points] == [
         ("steps=100", 40.0, 80.0), ("steps=200", 20.0, 85.0), ("steps=300", 10.0, 87.0),
@@ -286,7 +287,7 @@ def test_between_equal_settings_the_selected_cells_is_compared():
     for row in low:
         row["cell"] += "low"
     data = make([*low, *high], [WEIGHT, STEPS])
-    assert figures.generator_points(data, "fid", data.results)[0] == {WEIGHT: 1.0}
+    assert statistics.generator_points(data, "fid", data.results)[0] == {WEIGHT: 1.0}
 
 
 def test_each_quality_network_has_an_axis_of_its_own(tmp_path):
@@ -327,7 +328,7 @@ def test_each_way_to_sample_a_generator_is_a_point():
         for w in (0.0, 1.0, 2.0)
     ]
     data = make(rows, [key])
-    points = figures.generator_points(data, "fid", data.results)[1]
+    points = statistics.generator_points(data, "fid", data.results)[1]
     assert [p.label for p in points] == ["guidance=0", "guidance=1", "guidance=2"]
 
 

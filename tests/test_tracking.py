@@ -629,14 +629,14 @@ def test_a_concluded_sweep_has_its_files_and_the_selected_classifier(uri, sweep)
         searched=sweep.plan.searched, select="test", class_names=["a"], class_counts=[1], gallery={},
         stages=pd.DataFrame(), facts={},
     )
-    for name in ("results.parquet", "report.html", "figures/x.png"):
+    for name in ("results.parquet", "statistics.json", "report.html", "figures/x.png"):
         files.write_bytes(sweep.folder / name, b"x")
     book = Logbook(uri, sweep.plan, sweep.store, sweep.folder)
     assert book.conclude(data, "FINISHED") is None
     (run,) = runs(uri)
     names = {f.path for f in client(uri).list_artifacts(run.info.run_id)}
     assert run.info.status == "FINISHED"
-    assert names == {"sweep.yaml", "results.parquet", "report.html", "figures"}
+    assert names == {"sweep.yaml", "results.parquet", "statistics.json", "report.html", "figures"}
     (model,) = client(uri).search_logged_models([run.info.experiment_id])
     assert chosen.title in model.tags["mlflow.note.content"] and str(model.status) == "READY"
 

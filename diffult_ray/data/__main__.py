@@ -42,6 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m diffult_ray.data", description=__doc__.splitlines()[0])
     parser.add_argument("sweep", nargs="?", default="digits", help="a file or the name of a shipped sweep")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted keys to override")
+    parser.add_argument("--overlay", metavar="NAME|FILE", help="another scale or set, such as smoke")
     parser.add_argument("--storage", help="folder of all results (DIFFULT_STORAGE, else ~/diffult)")
     parser.add_argument("--out", help="the figure (default: data/<sweep name>.png in the storage folder)")
     return parser
@@ -51,7 +52,7 @@ def _main(arguments: argparse.Namespace) -> None:
     name, overrides = arguments.sweep, list(arguments.overrides)
     if "=" in name and not Path(name).exists():
         name, overrides = "digits", [name, *overrides]
-    sweep = config.load(name, overrides)
+    sweep = config.load(name, overrides, arguments.overlay)
     datasets = list(dict.fromkeys(e.dataset for e in config.experiments(sweep)))
     splits = [make_split(dataset) for dataset in datasets]
     for dataset, split in zip(datasets, splits, strict=True):

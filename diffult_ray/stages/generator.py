@@ -61,13 +61,14 @@ def _loop(run: Run, payload: Mapping[str, Any]) -> None:
     optimizer = torch.optim.Adam(model.parameters(), lr=config["learning_rate"], fused=True)
     first, history = _restore(run, model, ema, optimizer)
     wrapped = run.distribute(model)
-    objective = _objective(payload, split, run.device)
-    labels = torch.from_numpy(split.train.labels).to(run.device)
+    pictures, classes = _learnt(config, split)
+    labels = classes.to(run.device)
+    objective = _objective(payload, split, labels)
     chosen = _chooser(config, labels)
     outs, total, batch = payload["outs"], config["steps"], config["batch_size"]
     mine = share(batch, rank=run.rank, world=run.world)
     plan = feed.Plan(chosen, mine, first, total)
-    images = feed.make(feed.pictures(split, "train"), plan, device=run.device, readers=run.readers)
+    images = feed.make(pictures, plan, device=run.device, readers=run.readers)
     recorder = Recorder(history, total, batch)
 
     def network(images, times, labels):
@@ -103,15 +104,30 @@ def _loop(run: Run, payload: Mapping[str, Any]) -> None:
     run.tell(total, total)
 
 
-def _objective(payload: Mapping[str, Any], split, device: torch.device) -> Objective:
+def _learnt(config: Mapping[str, Any], split) -> tuple[torch.Tensor | feed.References, torch.Tensor]:
+    """The training images and their labels, of head classes perhaps a share only."""
+    import torch
+
+    from diffult_ray.data.heads import head_subset
+
+    labels = torch.from_numpy(split.train.labels)
+    images = feed.pictures(split, "train")
+    share = config.get("head_share", 1.0)
+    if share == 1:
+        return images, labels
+    rows = torch.from_numpy(head_subset(split.train.labels, split.num_classes, share))
+    return feed.take(images, rows), labels[rows]
+
+
+def _objective(payload: Mapping[str, Any], split, labels: torch.Tensor) -> Objective:
     """The losses, and for an AID loss the extractor that guides it."""
     import torch
 
     from diffult_ray.method.objective import Objective
 
-    counts = torch.tensor(split.counts, device=device)
+    counts = torch.bincount(labels, minlength=split.num_classes)
     guided = payload["config"]["aid_weight"] > 0
-    guide = _guide(payload["inputs"]["extractor"], split, device) if guided else None
+    guide = _guide(payload["inputs"]["extractor"], split, labels.device) if guided else None
     return Objective(payload["config"], counts, guide)
 
 
