@@ -1066,6 +1066,8 @@ def _check_expected(sweep: Sweep) -> None:
 def _refused(cell: Experiment, where: Mapping[str, Any]) -> Any:
     """What pydantic says of a cell with dotted keys set, None if they are allowed there."""
     values = cell.model_dump()
+    if "method" in where:
+        del values["synthetic"]  # by method, unless it is named too
     for key, value in where.items():
         values = _with(values, key, value)
     try:

@@ -20,8 +20,12 @@ def matched(plan: Plan) -> list[tuple[Expected, list[str]]]:
 
 
 def has(e: Experiment, where: Mapping[str, Any]) -> bool:
-    """Whether an experiment has these values, and its method uses them; `method` is diffult unless named."""
-    if e.method != where.get("method", "diffult"):
+    """Whether an experiment has these values, and its method uses them.
+
+    Unless named, `method` is diffult, and `synthetic` what is usual for the method.
+    """
+    method = where.get("method", "diffult")
+    if e.method != method or e.synthetic != where.get("synthetic", method == "diffult"):
         return False
     return all(
         key == "method" or pipeline.applies(key, e) and config.has_value(e, key, value)

@@ -165,7 +165,7 @@ def trained_on(monkeypatch):
     )
     monkeypatch.setattr("diffult_ray.stages.pool.read_pool", lambda folder: pool)
     train = SimpleNamespace(images=images("real", real).numpy(), labels=real.numpy())
-    split = SimpleNamespace(train=train, num_classes=CLASSES)
+    split = SimpleNamespace(train=train, num_classes=CLASSES, streamed=False)
 
     def make(method, synthetic, **filter):
         e = Experiment(
@@ -173,7 +173,9 @@ def trained_on(monkeypatch):
             classifier={"synthetic_weight": OMEGA},
         )
         stage = classifier(e)
-        return training_set(stage.config, dict.fromkeys(stage.inputs, ""), split, None), pool
+        inputs = dict.fromkeys(stage.inputs, "")
+        payload = {"config": stage.config, "inputs": inputs, "part": None, "packed_pool": ""}
+        return training_set(payload, split), pool
 
     return make
 

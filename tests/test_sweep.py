@@ -58,8 +58,8 @@ def test_results_have_one_row_a_trial_and_the_documented_columns(finished):
     synthetic = frame[frame["method"] == "diffult"]
     assert synthetic["fid"].gt(0).all() and set(synthetic["quality_network"]) == {"reference"}
     assert (synthetic["kept"] <= synthetic["generated"]).all()
-    assert list(frame.columns[-6:]) == [
-        "kid", "precision", "recall", "memorised", "per_class_fid", "fid_images",
+    assert list(frame.columns[-7:]) == [
+        "kid", "precision", "recall", "memorised", "per_class_fid", "fid_images", "synthetic",
     ]
     assert synthetic["kid"].gt(0).all() and set(synthetic["fid_images"]) == {200}
     assert synthetic[["precision", "recall", "memorised"]].stack().between(0, 1).all()

@@ -252,7 +252,7 @@ def load_split(folder: str | Path, root: str | None = None) -> Split:
         name=facts["name"],
         class_names=facts["class_names"],
         streamed=facts["streamed"],
-        facts={**known, "root": root or _moved_to(folder) or known["root"]},
+        facts={**known, "root": root or _moved_to(folder) or known.get("root")},
         **parts,
     )
 
