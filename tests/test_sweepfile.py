@@ -9,7 +9,9 @@ from diffult_ray.errors import BadInput
 from diffult_ray.expected import has, matched
 from diffult_ray.plan import make_plan
 
-BASE = "experiment: {select: test, generator: {steps: 5, regulariser: cbdm, tau: 3}, classifier: {steps: 7}}\n"
+BASE = """\
+experiment: {select: test, generator: {steps: 5, regulariser: cbdm, tau: 3}, classifier: {steps: 7}}
+"""
 SWEEP = """\
 name: own
 base: base.yaml
@@ -142,7 +144,8 @@ def test_an_override_wins_over_an_overlay(own, write):
 
 def test_an_axis_that_moves_together_with_others_keeps_its_length_or_goes(write):
     search = "search: {zip: {generator.steps: [5, 6], generator.tau: [1, 2]}}\n"
-    own = write("own.yaml", f"name: own\nexperiment: {{select: test, generator: {{regulariser: cbdm}}}}\n{search}")
+    experiment = "experiment: {select: test, generator: {regulariser: cbdm}}\n"
+    own = write("own.yaml", f"name: own\n{experiment}{search}")
     over = "differs: small\nsearch: {generator.steps: %s}\n"
     two = config.load(own, overlay=write("s.yaml", over % "{grid: [1, 2]}"))
     assert (values(two, "generator.steps"), values(two, "generator.tau")) == ([1, 2], [1, 2])
