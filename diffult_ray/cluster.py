@@ -1,4 +1,9 @@
-"""The Ray cluster: connecting to it quietly, and what it can hold."""
+"""The Ray cluster: connecting to it quietly, and what it can hold.
+
+    python -m diffult_ray.cluster [SWEEP] [key=value ...] [--address ADDRESS] [--fleet FILE]
+
+checks a cluster for a sweep and starts nothing: see `preflight`.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +14,10 @@ import tempfile
 from dataclasses import dataclass
 from typing import Any
 
-from diffult_ray.config import Resources
+from diffult_ray import fleet
+from diffult_ray.config import Resources, StageResources
 from diffult_ray.errors import DoesNotFit
+from diffult_ray.fleet import UNITS, Fleet
 from diffult_ray.plan import Plan
 
 QUIET = {
@@ -36,6 +43,16 @@ class Capacity:
     cpus: float
     gpus: float
     origin: str
+    fleet: Fleet | None = None  # its machines, where they are known
+
+    @classmethod
+    def of(cls, fleet: Fleet, origin: str) -> Capacity:
+        return cls(fleet.total("cpus"), fleet.total("gpus"), origin, fleet)
+
+    def sum(self, unit: str) -> str:
+        """How much there is, and how that comes about."""
+        there = f"{getattr(self, unit):g} {UNITS[unit]}"
+        return f"{self.origin} holds {self.fleet.shown(unit) if self.fleet else there}"
 
 
 def here() -> Capacity:
@@ -56,26 +73,44 @@ def check_fits(plan: Plan, capacity: Capacity) -> None:
     Raises:
         DoesNotFit: naming the stage, its request and what there is.
     """
+    for name, wanted in requests(plan):
+        _check_sum(name, wanted, capacity)
+        _check_placement(name, wanted, capacity)
+
+
+def requests(plan: Plan) -> list[tuple[str, StageResources]]:
+    """(stage, what it asks for) of all that the plan holds, each request once."""
     resources = {id(t.experiment.resources): t.experiment.resources for t in plan.trials}.values()
     used = {s.name for s in plan.stages} | {"classifier"}
-    for each in resources:
-        for name in Resources.model_fields:
-            if name in used:
-                _check(name, getattr(each, name), capacity)
+    names = [name for name in Resources.model_fields if name in used]
+    return list(dict.fromkeys((name, getattr(each, name)) for each in resources for name in names))
 
 
-def _check(name: str, wanted: Any, capacity: Capacity) -> None:
-    for unit, asked, there in (
-        ("CPUs", wanted.cpus, capacity.cpus),
-        ("GPUs", wanted.gpus, capacity.gpus),
-    ):
+def _check_sum(name: str, wanted: StageResources, capacity: Capacity) -> None:
+    for unit, label in UNITS.items():
+        asked, there = getattr(wanted, unit), getattr(capacity, unit)
         if wanted.workers * asked > there + 1e-9:
             raise DoesNotFit(
                 where=f"experiment.resources.{name}",
-                rule=f"{wanted.workers} workers x {asked:g} {unit} = {wanted.workers * asked:g} {unit}, "
-                f"but {capacity.origin} holds {there:g}",
+                rule=f"{wanted.workers} workers x {asked:g} {label} = {wanted.workers * asked:g} {label}, "
+                f"but {capacity.sum(unit)}",
                 advice="ask for fewer workers or a larger cluster",
             )
+
+
+def _check_placement(name: str, wanted: StageResources, capacity: Capacity) -> None:
+    """A worker is on one machine, so that a sum that fits may still not be placed."""
+    if capacity.fleet is None:
+        return
+    places = capacity.fleet.places(wanted.cpus, wanted.gpus)
+    if places < wanted.workers:
+        raise DoesNotFit(
+            where=f"experiment.resources.{name}",
+            rule=f"{wanted.workers} workers of {wanted.cpus:g} CPUs and {wanted.gpus:g} GPUs, each on one "
+            f"machine, but {capacity.origin} has place for {places}: {capacity.fleet.shown('cpus')}, "
+            f"{capacity.fleet.shown('gpus')}",
+            advice="ask for fewer or smaller workers, or larger machines",
+        )
 
 
 def connect(address: str | None, *, verbose: bool = False) -> Capacity:
@@ -99,9 +134,11 @@ def connect(address: str | None, *, verbose: bool = False) -> Capacity:
     if not verbose:
         _silence()
         _move_core_messages()
-    held = ray.cluster_resources()
-    origin = "this machine" if address == "local" else f"the cluster at {address}"
-    return Capacity(held.get("CPU", 0.0), held.get("GPU", 0.0), origin)
+    if address == "local":
+        held = ray.cluster_resources()
+        return Capacity(held.get("CPU", 0.0), held.get("GPU", 0.0), "this machine")
+    largest, scales = fleet.running()
+    return Capacity.of(largest, f"the cluster at {address}{' at its largest' if scales else ''}")
 
 
 def _silence() -> None:
@@ -138,3 +175,9 @@ def disconnect() -> None:
     import ray
 
     ray.shutdown()
+
+
+if __name__ == "__main__":
+    from diffult_ray.preflight import main
+
+    sys.exit(main())
