@@ -1,4 +1,4 @@
-"""The machines of a cluster at its largest: from the running cluster, a launcher file or a KubeRay manifest."""
+"""The machines of a cluster at its largest: of the running one, a launcher file or a KubeRay manifest."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import yaml
 
 from diffult_ray.errors import BadInput
 
-PRICES = "diffult/price-per-hour"  # the annotation of a manifest; a launcher file has `metadata.price_per_hour`
+PRICES = "diffult/price-per-hour"  # annotation of a manifest; in a launcher file, `metadata.price_per_hour`
 UNITS = {"cpus": "CPUs", "gpus": "GPUs"}
 
 

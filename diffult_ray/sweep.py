@@ -16,11 +16,12 @@ import shlex
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from diffult_ray import __version__, config, files
+from diffult_ray import __version__, config, files, metrics
 from diffult_ray.errors import BadInput, Refused
 from diffult_ray.plan import Plan, describe, make_plan
 from diffult_ray.progress import Narrator
@@ -248,7 +249,7 @@ class Session:
     # --- the work ---
 
     def _build(self, records: dict[str, dict[str, Any]], uri: str | None) -> None:
-        from diffult_ray import build, cluster
+        from diffult_ray import build, cluster, preflight
 
         missing = [t for t in self.plan.trials if t.key not in records]
         stages = self._needed(records)
@@ -265,6 +266,9 @@ class Session:
         signal.signal(signal.SIGTERM, _interrupt)  # again: Ray has put a handler of its own in its place
         self.narrator.say(f"Ray: {capacity.origin} with {capacity.cpus:g} CPUs and {capacity.gpus:g} GPUs")
         cluster.check_fits(self.plan, capacity)
+        if capacity.fleet is not None:  # a cluster that others have set up
+            preflight.check(self.plan, str(self.store.root), capacity, self.narrator.say)
+        self._count_reused(stored, records)
         failed = build.build_all(stages, self.store, capacity, self.narrator, self._stage_built)
         ready = self._without_hopeless(missing, failed)
         from diffult_ray import trials  # imports Ray Tune, which reads what `connect` has set
@@ -297,8 +301,15 @@ class Session:
         for found in records.values():
             self.tracker.trial(found)
 
+    def _count_reused(self, stored: Sequence[Stage], records: Mapping[str, Any]) -> None:
+        reused = Counter(s.name for s in stored) + Counter(classifier=len(records))
+        for stage, count in reused.items():
+            metrics.count("diffult_artifacts_reused", count, sweep=self.plan.sweep.name, stage=stage)
+
     def _stage_built(self, stage: Any, artifact: Any) -> None:
         self.built[stage.key] = artifact.seconds
+        sweep = self.plan.sweep.name
+        metrics.count("diffult_stage_seconds", artifact.seconds, sweep=sweep, stage=stage.name)
         if self.tracker:
             self.tracker.stage(stage, artifact)
 
@@ -307,6 +318,9 @@ class Session:
 
         found = record(trial, self.store, error)
         write_record(found, self.store, self.plan.sweep.name)
+        name, seconds = self.plan.sweep.name, found.get("seconds") or 0.0
+        metrics.count("diffult_trials_done", sweep=name, status=found["status"])
+        metrics.count("diffult_stage_seconds", seconds, sweep=name, stage="classifier")
         if self.tracker:
             self.tracker.trial(found)
 

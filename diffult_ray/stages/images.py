@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from diffult_ray import files
+from diffult_ray import files, metrics
 from diffult_ray.stages import Order, pool
 from diffult_ray.stages.dataflow import (
     by_target,
@@ -38,6 +38,7 @@ class SampleRows:
             column = pa.array(pool.encode(images), type=pool.IMAGE)
             made = mine.append_column("image", column).select(SCHEMA.names).cast(SCHEMA)
             write_part(self.targets[target]["parts"], made)
+            metrics.count("diffult_images_generated", made.num_rows)
         return pa.table({"done": [rows.num_rows]})
 
 
