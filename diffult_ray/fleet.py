@@ -71,6 +71,14 @@ class Fleet:
         kinds = self.largest(lambda k: k.places(cpus, gpus))
         return sum(k.count * k.places(cpus, gpus) for k in kinds)
 
+    def price(self) -> str | None:
+        """The dearest hour, as a sum; None where a price is not known."""
+        if any(k.price is None for k in self.kinds):
+            return None
+        kinds = self.largest(lambda k: k.price)
+        terms = " + ".join(f"{k.count} {k.name} x {k.price:.2f}" for k in kinds)
+        return f"{terms} = {sum(k.count * k.price for k in kinds):.2f}"
+
 
 # --- from files ---
 
@@ -190,12 +198,16 @@ def configured(gcs: str) -> dict[str, Any] | None:
     return {"available_node_types": types, **{k: config[k] for k in kept if k in config}} if types else None
 
 
-def _of_kubernetes() -> dict[str, Any]:
-    """The RayCluster that this head pod belongs to; its service account may read it."""
-    from ray.autoscaler._private.kuberay.autoscaling_config import AutoscalingConfigProducer
+def _of_kubernetes() -> dict[str, Any] | None:
+    """Of the RayCluster that this head pod belongs to; its service account may read it where it scales."""
+    from ray.autoscaler._private.kuberay import autoscaling_config, node_provider
 
     namespace = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace").read_text().strip()
-    return AutoscalingConfigProducer(os.environ["RAY_CLUSTER_NAME"], namespace)()
+    client = node_provider.KubernetesHttpApiClient(namespace=namespace)
+    resource = client.get(f"rayclusters/{os.environ['RAY_CLUSTER_NAME']}")
+    if not resource["spec"].get("enableInTreeAutoscaling"):
+        return None
+    return autoscaling_config._derive_autoscaling_config_from_ray_cr(resource)
 
 
 def _of_monitor(gcs: str) -> dict[str, Any] | None:

@@ -100,6 +100,12 @@ def placement(plan: Plan, capacity: Capacity) -> Finding | None:
                                     f"{most.gpus:g} GPUs, each on one machine; there is place for {places}")
 
 
+def price(capacity: Capacity) -> Finding | None:
+    """What the cluster costs at most: all machines up, the dearest kinds first."""
+    dearest = capacity.fleet and capacity.fleet.price()
+    return Finding(OK, "price", f"an hour costs at most {dearest}, by the prices in the file") if dearest else None
+
+
 # --- what the nodes' answers amount to ---
 
 
@@ -291,7 +297,7 @@ def _found(arguments: argparse.Namespace) -> list[Finding]:
     plan = make_plan(config.load(name, overrides, arguments.overlay))
     if arguments.fleet:
         capacity = cluster.Capacity.of(fleet.read(arguments.fleet), f"the cluster of {arguments.fleet}")
-        found = [request(plan, capacity), placement(plan, capacity)]
+        found = [request(plan, capacity), placement(plan, capacity), price(capacity)]
         return [f for f in found if f is not None]
     root = arguments.storage or os.environ.get("DIFFULT_STORAGE") or "~/diffult"
     return findings(plan, root, cluster.connect(arguments.address))

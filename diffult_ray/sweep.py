@@ -89,12 +89,15 @@ def _main(arguments: argparse.Namespace) -> int:
 
 
 def _command(name: str | None, overrides: Sequence[str], arguments: argparse.Namespace) -> str:
+    """As the report and MLflow show it: a password that was typed is not in it."""
+    from diffult_ray.tracking import masked
+
     words = ["python", "-m", "diffult_ray.sweep", *([name] if name else []), *overrides]
     if arguments.overlay:
         words += ["--overlay", arguments.overlay]
     if arguments.storage:
         words += ["--storage", arguments.storage]
-    return shlex.join(words)
+    return shlex.join(map(masked, words))
 
 
 def _print_plan(plan: Plan, store: Store) -> None:
