@@ -103,7 +103,7 @@ def placement(plan: Plan, capacity: Capacity) -> Finding | None:
 def price(capacity: Capacity) -> Finding | None:
     """What the cluster costs at most: all machines up, the dearest kinds first."""
     dearest = capacity.fleet and capacity.fleet.price()
-    return Finding(OK, "price", f"an hour costs at most {dearest}, by the prices in the file") if dearest else None
+    return Finding(OK, "price", f"at most {dearest} an hour, by the file's prices") if dearest else None
 
 
 # --- what the nodes' answers amount to ---
