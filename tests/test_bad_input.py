@@ -648,7 +648,7 @@ def test_more_workers_than_the_machine_can_hold(refused):
     assert told.startswith(
         "experiment.resources.generator: 500 workers x 2 CPUs = 1000 CPUs, but this machine "
     )
-    assert f"holds {len(os.sched_getaffinity(0))}; ask for fewer workers" in told
+    assert f"holds {len(os.sched_getaffinity(0))} CPUs; ask for fewer workers" in told
 
 
 def test_more_gpus_than_the_machine_can_hold(refused):
