@@ -16,7 +16,7 @@ from typing import Any
 
 from diffult_ray import fleet
 from diffult_ray.config import Resources, StageResources
-from diffult_ray.errors import DoesNotFit
+from diffult_ray.errors import BadInput, DoesNotFit
 from diffult_ray.fleet import UNITS, Fleet
 from diffult_ray.plan import Plan
 
@@ -114,7 +114,11 @@ def _check_placement(name: str, wanted: StageResources, capacity: Capacity) -> N
 
 
 def connect(address: str | None, *, verbose: bool = False) -> Capacity:
-    """Start a cluster on this machine, or join the one at `address` (or RAY_ADDRESS)."""
+    """Start a cluster on this machine, or join the one at `address` (or RAY_ADDRESS).
+
+    Raises:
+        BadInput: if the cluster at `address` cannot be joined.
+    """
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     import ray
@@ -130,7 +134,15 @@ def connect(address: str | None, *, verbose: bool = False) -> Capacity:
             "dashboard_host": "127.0.0.1",
             "_temp_dir": os.environ.get("RAY_TMPDIR") or os.path.join(tempfile.gettempdir(), "ray"),
         }
-    ray.init(address=address, namespace="diffult", **options)
+    try:
+        ray.init(address=address, namespace="diffult", **options)
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        if address == "local":
+            raise
+        told = " ".join(str(error).split())[:400]
+        raise BadInput(
+            where="--address", rule="must be a Ray cluster that can be joined", value=address, advice=told
+        ) from error
     if not verbose:
         _silence()
         _move_core_messages()

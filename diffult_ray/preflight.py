@@ -219,36 +219,46 @@ def _name(node: Mapping[str, Any]) -> str:
 def _ask(nodes: Mapping[str, Any], root: str, nonce: str) -> tuple[dict, dict, list[Finding]]:
     """Each node's answer, its clock against ours, and a finding for each that gave none."""
     import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     answers, skews, silent = {}, {}, []
-    task = ray.remote(probe.run).options(num_cpus=0, max_retries=0)
-    asked = {}
-    for name, node in nodes.items():
-        where = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        asked[task.options(scheduling_strategy=where).remote(root, nonce, name)] = name
-    waiting, deadline = list(asked), time.monotonic() + PATIENCE
-    while waiting and (left := deadline - time.monotonic()) > 0:
-        ready, waiting = ray.wait(waiting, timeout=left)
-        for each in ready:
-            try:
-                answers[asked[each]] = ray.get(each)
-            except Exception as error:  # a node without this package, or one that has just gone
-                silent.append(broken("nodes", f"{asked[each]}: {str(error).strip().splitlines()[-1]}"))
-    silent += [broken("nodes", f"{asked[each]} did not answer in {PATIENCE:g} s") for each in waiting]
-    for name in answers:
-        skews[name] = _skew(nodes[name])
+    asked = {_on(node, probe.run).remote(root, nonce, name): name for name, node in nodes.items()}
+    ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=PATIENCE)
+    for each, name in asked.items():
+        if each not in ready:
+            silent.append(broken("nodes", f"{name} did not answer in {PATIENCE:g} s"))
+            continue
+        try:
+            answer, skew = ray.get(each), _skew(nodes[name])
+        except Exception as error:  # a node without this package, or one that has just gone
+            silent.append(_silence(name, nodes[name], error))
+        else:
+            answers[name], skews[name] = answer, skew
     return answers, skews, silent
+
+
+def _silence(name: str, node: Mapping[str, Any], error: Exception) -> Finding:
+    import ray
+
+    if node["NodeID"] not in {n["NodeID"] for n in ray.nodes() if n["Alive"]}:
+        return Finding(WARNING, "nodes", f"{name} has gone while it was asked")
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return broken("nodes", f"{name}: {lines[-1]}")
+
+
+def _on(node: Mapping[str, Any], function: Callable[..., Any]) -> Any:
+    """A task that runs on that node, beside whatever runs there."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    where = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+    return ray.remote(function).options(num_cpus=0, max_retries=0, scheduling_strategy=where)
 
 
 def _skew(node: Mapping[str, Any], times: int = 3) -> tuple[float, float]:
     """Seconds that a node's clock is ahead, and half the shortest way there and back."""
     import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    where = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-    clock = ray.remote(time.time).options(num_cpus=0, scheduling_strategy=where)
-    best = (0.0, float("inf"))
+    clock, best = _on(node, probe.clock), (0.0, float("inf"))
     for _ in range(times):
         before = time.time()
         there = ray.get(clock.remote(), timeout=PATIENCE)

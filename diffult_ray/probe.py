@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import platform
 import subprocess
+import time
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -61,6 +62,10 @@ def run(root: str, nonce: str, mine: str) -> dict[str, Any]:
     except Exception as error:  # whatever stands between this node and the storage, it is told
         storage = f"{type(error).__name__}: {error}"
     return {**facts(), "storage": storage}
+
+
+def clock() -> float:
+    return time.time()
 
 
 # --- the storage, wherever it is ---
