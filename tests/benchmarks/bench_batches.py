@@ -95,14 +95,16 @@ def step_seconds(steps: int = 20) -> float:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, fused=True)
     x = torch.randn(BATCH, 3, SIZE, SIZE).contiguous(memory_format=layout)
     y = torch.randint(0, 100, (BATCH,))
-    for step in range(steps + 3):
-        start = time.perf_counter() if step == 3 else (start if step > 3 else 0.0)
+    seconds = []
+    for _ in range(steps + 3):
+        start = time.perf_counter()
         with autocast(device, "auto", SIZE):
             logits = model(x)
         optimizer.zero_grad(set_to_none=True)
         torch.nn.functional.cross_entropy(logits.float(), y).backward()
         optimizer.step()
-    return (time.perf_counter() - start) / steps
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds[3:])
 
 
 def measure(repeats: int, images: int) -> dict[str, list[float]]:
