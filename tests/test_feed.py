@@ -96,6 +96,21 @@ def test_partners_come_after_a_ranks_own_rows(cluster, splits):
         assert torch.equal(memory(step), expected) and torch.equal(stream(step), expected)
 
 
+def test_readers_need_no_processor_beside_trainers_that_hold_all(cluster, splits):
+    import ray
+
+    @ray.remote(num_cpus=cluster.cpus)
+    class Trainer:
+        def first(self, images):
+            return steps_of(images, total=2)[0]
+
+    images = feed.pictures(splits["stream"], "train")
+    trainer = Trainer.remote()
+    found = ray.get(trainer.first.remote(images), timeout=60)
+    ray.kill(trainer)
+    assert torch.equal(found, steps_of(feed.pictures(splits["memory"], "train"), total=1)[0])
+
+
 def test_a_killed_reader_changes_nothing(cluster, splits, monkeypatch, tmp_path):
     monkeypatch.setattr(feed, "BLOCK_ROWS", BATCH)
     images, marker = feed.pictures(splits["stream"], "train"), tmp_path / "killed"
