@@ -1,4 +1,4 @@
-"""`clusters/one_machine` as a reader uses it: it grows for a sweep, is checked and watched, leaves nothing."""
+"""`clusters/one_machine` as a reader uses it: it grows for a sweep, is checked and watched, ends clean."""
 
 from __future__ import annotations
 
