@@ -79,6 +79,10 @@ class Fleet:
         terms = " + ".join(f"{k.count} {k.name} x {k.price:.2f}" for k in kinds)
         return f"{terms} = {sum(k.count * k.price for k in kinds):.2f}"
 
+    def gpu_hour(self) -> float | None:
+        """The least that an hour of one GPU costs, with the machine around it."""
+        return min((k.price / k.gpus for k in self.kinds if k.gpus and k.price is not None), default=None)
+
 
 # --- from files ---
 

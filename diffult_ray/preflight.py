@@ -25,6 +25,7 @@ from diffult_ray.tracking import masked
 
 if TYPE_CHECKING:
     from diffult_ray.cluster import Capacity
+    from diffult_ray.fleet import Fleet
     from diffult_ray.plan import Plan
 
 OK, WARNING, ERROR = "ok", "warning", "error"
@@ -100,10 +101,13 @@ def placement(plan: Plan, capacity: Capacity) -> Finding | None:
                                     f"{most.gpus:g} GPUs, each on one machine; there is place for {places}")
 
 
-def price(capacity: Capacity) -> Finding | None:
+def price(fleet: Fleet) -> Finding | None:
     """What the cluster costs at most: all machines up, the dearest kinds first."""
-    dearest = capacity.fleet and capacity.fleet.price()
-    return Finding(OK, "price", f"at most {dearest} an hour, by the file's prices") if dearest else None
+    dearest, gpu_hour = fleet.price(), fleet.gpu_hour()
+    if dearest is None:
+        return None
+    estimate = "" if gpu_hour is None else f"; for the sweep's estimate, --plan price.gpu_hour={gpu_hour:g}"
+    return Finding(OK, "price", f"at most {dearest} an hour, by the file's prices{estimate}")
 
 
 # --- what the nodes' answers amount to ---
@@ -306,8 +310,9 @@ def _found(arguments: argparse.Namespace) -> list[Finding]:
         name, overrides = "digits", [name, *overrides]
     plan = make_plan(config.load(name, overrides, arguments.overlay))
     if arguments.fleet:
-        capacity = cluster.Capacity.of(fleet.read(arguments.fleet), f"the cluster of {arguments.fleet}")
-        found = [request(plan, capacity), placement(plan, capacity), price(capacity)]
+        machines = fleet.read(arguments.fleet)
+        capacity = cluster.Capacity.of(machines, f"the cluster of {arguments.fleet}")
+        found = [request(plan, capacity), placement(plan, capacity), price(machines)]
         return [f for f in found if f is not None]
     root = arguments.storage or os.environ.get("DIFFULT_STORAGE") or "~/diffult"
     return findings(plan, root, cluster.connect(arguments.address))
