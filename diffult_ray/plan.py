@@ -111,7 +111,7 @@ def describe(plan: Plan, store: Store) -> list[tuple[Stage, str, int]]:
 
 
 def _status(stage: Stage, store: Store) -> str:
-    if store.find(stage):
+    if store.look(stage):
         return "stored"
     return "unfinished" if store.work(stage).exists() else "to build"
 

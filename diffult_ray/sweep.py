@@ -121,6 +121,8 @@ class Session:
             self._print_results()
             return DONE
         self.store.check()
+        for stage in self._needed(records):
+            self.store.look(stage)  # what a newer version wrote is refused before anything is written
         self._check_request()
         self._check_weights(records)
         uri = self._tracking_uri()
