@@ -1,5 +1,7 @@
 """Artifacts addressed by content. A manifest is written last: what has none does not exist.
 
+    python -m diffult_ray.store ls | show KEY | verify | gc [--keep SWEEP ...] [--dry-run]
+
 Sizes are compared whenever an artifact is used, and its content the first time that it is used on a
 machine. One that is not as its manifest says is moved to `damaged/`, with one warning, and built again.
 """
@@ -287,3 +289,9 @@ def _size(path: Path) -> int:
         return path.stat().st_size
     except OSError:
         return -1
+
+
+if __name__ == "__main__":
+    from diffult_ray.storekeeper import main
+
+    sys.exit(main())

@@ -16,11 +16,12 @@ import shlex
 import signal
 import sys
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from diffult_ray import __version__, config, files
+from diffult_ray import __version__, config, files, lease
 from diffult_ray.errors import BadInput, Refused
 from diffult_ray.plan import Plan, describe, make_plan
 from diffult_ray.progress import Narrator
@@ -126,6 +127,10 @@ class Session:
         self._check_request()
         self._check_weights(records)
         uri = self._tracking_uri()
+        with lease.hold(self.store.leases, self._presence()):
+            return self._run(records, uri)
+
+    def _run(self, records: dict[str, dict[str, Any]], uri: str | None) -> int:
         self._build_splits(records)
         self._check_measures(records)
         self._write_definition()
@@ -139,6 +144,12 @@ class Session:
             raise
         finally:
             self._disconnect()
+
+    def _presence(self) -> dict[str, dict[str, Any]]:
+        """A lease of this run alone, for which the store keeps what the sweep needs."""
+        name = self.plan.sweep.name
+        needs = {"sweep": name, "needs": [s.key for s in self.plan.stages]}
+        return {f"sweep-{name.replace('/', '-')}-{uuid.uuid4().hex[:8]}": needs}
 
     # --- what is there ---
 
@@ -246,6 +257,9 @@ class Session:
         resolved["tracking"]["uri"] = self._shown_uri() if self.plan.sweep.tracking.uri else None
         text = yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True)
         files.write_bytes(self.folder / "sweep.yaml", text.encode())
+        stages = [*self.plan.stages, *(t.stage for t in self.plan.trials)]
+        needs = {s.key: {"stage": s.name, "family": s.family} for s in stages}
+        files.write_json(self.folder / "stages.json", needs)
 
     # --- the work ---
 
