@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from diffult_ray import __version__, config, files, lease
 from diffult_ray.errors import BadInput, Refused
-from diffult_ray.plan import Plan, describe, make_plan
+from diffult_ray.plan import Plan, make_plan, text
 from diffult_ray.progress import Narrator
 from diffult_ray.store import Store
 
@@ -83,7 +83,8 @@ def _main(arguments: argparse.Namespace) -> int:
     plan = make_plan(sweep)
     store = Store(arguments.storage or os.environ.get("DIFFULT_STORAGE") or "~/diffult")
     if arguments.plan:
-        _print_plan(plan, store)
+        for line in text(plan, store):
+            print(line)
         return DONE
     return Session(plan, store, arguments, _command(name, overrides, arguments)).run()
 
@@ -95,16 +96,6 @@ def _command(name: str | None, overrides: Sequence[str], arguments: argparse.Nam
     if arguments.storage:
         words += ["--storage", arguments.storage]
     return shlex.join(words)
-
-
-def _print_plan(plan: Plan, store: Store) -> None:
-    rows = describe(plan, store)
-    print(f"sweep {plan.sweep.name}: {len(plan.trials)} trials, {len(plan.stages)} stages before them")
-    for stage, status, uses in rows[: len(plan.stages)]:
-        print(f"  {stage.name:<10} {stage.key}  {status:<10}  used by {uses} trials")
-    for status in ("stored", "unfinished", "to build"):
-        trials = sum(1 for _, s, _ in rows[len(plan.stages) :] if s == status)
-        print(f"  trials {status}: {trials}")
 
 
 class Session:

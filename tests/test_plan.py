@@ -82,7 +82,7 @@ def test_a_description_has_every_stage_and_trial_with_its_uses(tmp_path):
     ]
     assert {status for _, status, _ in rows} == {"to build"}
     Store(tmp_path).work(p.stages[0]).mkdir(parents=True)
-    assert describe(p, Store(tmp_path))[0][1] == "unfinished"
+    assert describe(p, Store(tmp_path))[0][1] == "partly built"
 
 
 # --- baselines --------------------------------------------------------------------------------------
