@@ -1109,6 +1109,11 @@ def experiments(sweep: Sweep) -> Iterator[Experiment]:
     yield from sweep.cells
 
 
+def first(sweep: Sweep) -> Experiment:
+    """The experiment of the first cell, without those of the others. Raises BadInput if it is none."""
+    return next(_cells(sweep))
+
+
 def searched(sweep: Sweep) -> list[str]:
     """The dotted keys that vary, in the order of the file."""
     return list(dict.fromkeys(key for design in sweep.designs for key in design.places))

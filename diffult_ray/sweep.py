@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from diffult_ray import __version__, config, files, lease
+from diffult_ray import __version__, config, definition, files, lease
 from diffult_ray.errors import BadInput, Refused
 from diffult_ray.plan import Plan, make_plan, text
 from diffult_ray.progress import Narrator
@@ -112,6 +112,7 @@ class Session:
         if self._is_finished(records):
             self._print_results()
             return DONE
+        definition.check(self.plan.sweep, self.folder)
         self.store.check()
         for stage in self._needed(records):
             self.store.look(stage)  # what a newer version wrote is refused before anything is written
