@@ -177,6 +177,12 @@ class Dataset(Section):
                f"is for sets without a test part; {name} has its own", "drop it")
 
     @property
+    def may_have_validation(self) -> bool:
+        """Whether validation images are held out, or the set may have some of its own."""
+        own = self.name in ("folder", "parquet") or self.lists.validation is not None
+        return own or self.validation_per_class > 0
+
+    @property
     def summary(self) -> str:
         """The set and its tail in a few words."""
         if self.profile == "natural":
@@ -459,7 +465,7 @@ class Experiment(Section):
 
     @model_validator(mode="after")
     def _can_select(self) -> Experiment:
-        if self.select == "validation" and self.dataset.validation_per_class == 0:
+        if self.select == "validation" and not self.dataset.may_have_validation:
             raise Rule(
                 "`select: validation` needs `dataset.validation_per_class` above 0",
                 "dataset.validation_per_class", "select", value=0, advice="set it, or `select: test`",

@@ -213,6 +213,7 @@ class Session:
             if artifact is None:
                 artifact = build.build_one(stage, self.store)
                 self.built[stage.key] = artifact.seconds
+            self._check_validation(stage, artifact)
             root = stage.resources.root
             if root and "://" not in root and artifact.summary["streamed"]:
                 move(artifact.folder, str(Path(root).expanduser().absolute()))
@@ -236,6 +237,19 @@ class Session:
                 notes += quality.check(stage.config, stage.inputs["reference"].config, split)
         for note in dict.fromkeys(notes):
             self.narrator.say(f"warning: {note}")
+
+    def _check_validation(self, stage: Stage, artifact: Any) -> None:
+        """Whether a set has a validation part of its own is known when it is read."""
+        selects = any(
+            t.experiment.select == "validation" and stage.key in {s.key for s in t.upstream}
+            for t in self.plan.trials
+        )
+        if selects and not artifact.summary["validation_images"]:
+            raise BadInput(
+                where="experiment.dataset.validation_per_class",
+                rule="must be above 0 with `select: validation`: the set has no validation part", value=0,
+                advice="set it, or `select: test`",
+            )
 
     def _needed(self, records: Mapping[str, Any]) -> list[Stage]:
         """The distinct stages before the trials that are not done."""

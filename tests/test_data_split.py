@@ -213,3 +213,20 @@ def test_no_ray_behind_the_data():
            "import diffult_ray.data.batches, diffult_ray.data.__main__\n" \
            "sys.exit(bool({'ray', 'mlflow'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_selecting_by_validation_needs_a_part_for_it(folder, tmp_path, capsys):
+    from diffult_ray.sweep import main
+
+    sweep = tmp_path / "s.yaml"
+    sweep.write_text(f"""
+name: without
+experiment:
+  dataset: {{name: folder, root: "{folder}", image_size: 8}}
+  select: validation
+""")
+    assert main([str(sweep), "tracking.enabled=false", "--storage", str(tmp_path / "store")]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: experiment.dataset.validation_per_class: ") and told.count("\n") == 1
+    assert "the set has no validation part" in told
+    assert not (tmp_path / "store" / "sweeps").exists()

@@ -81,6 +81,36 @@ def test_a_crop_at_full_resolution_depends_on_neither_ranks_nor_readers(cluster,
     assert not torch.equal(alone[0], steps_of(images)[0])
 
 
+def test_partners_come_after_a_ranks_own_rows(cluster, splits):
+    def partners(step: int) -> torch.Tensor:
+        return torch.tensor([9, step, 0])
+
+    indices = feed.Epochs(5, BATCH, N)
+    plan = feed.Plan(indices, share(BATCH, rank=1, world=3), 0, 4, partners=partners)
+    memory, stream = (
+        feed.make(feed.pictures(s, "train"), plan, device=CPU, readers=1) for s in splits.values()
+    )
+    every = feed.pictures(splits["memory"], "train")
+    for step in range(4):
+        expected = every[indices(step)[[3, 4, 5, 9, step, 0]]]
+        assert torch.equal(memory(step), expected) and torch.equal(stream(step), expected)
+
+
+def test_readers_need_no_processor_beside_trainers_that_hold_all(cluster, splits):
+    import ray
+
+    @ray.remote(num_cpus=cluster.cpus)
+    class Trainer:
+        def first(self, images):
+            return steps_of(images, total=2)[0]
+
+    images = feed.pictures(splits["stream"], "train")
+    trainer = Trainer.remote()
+    found = ray.get(trainer.first.remote(images), timeout=60)
+    ray.kill(trainer)
+    assert torch.equal(found, steps_of(feed.pictures(splits["memory"], "train"), total=1)[0])
+
+
 def test_a_killed_reader_changes_nothing(cluster, splits, monkeypatch, tmp_path):
     monkeypatch.setattr(feed, "BLOCK_ROWS", BATCH)
     images, marker = feed.pictures(splits["stream"], "train"), tmp_path / "killed"

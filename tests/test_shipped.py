@@ -13,7 +13,7 @@ from diffult_ray.plan import Plan, make_plan
 
 # In 122 seconds the demo trains one generator of 1,000 steps and 42 classifiers of 800 steps, beside 14
 # other stages (README.md).
-MOST_GENERATOR_STEPS, MOST_STAGES, MOST_TRIALS, MOST_TRIAL_STEPS = 500, 40, 30, 200
+MOST_GENERATOR_STEPS, MOST_STAGES, MOST_TRIALS, MOST_TRIAL_STEPS = 500, 50, 50, 200
 ASKED = (
     "cifar100_lt/fid_accuracy", "cifar100_lt/bands_alone", "cifar100_lt/head_share", "cifar100_lt/main",
     "cifar10_lt/main", "imagenet_lt/main", "cifar100_lt/weight", "cifar100_lt/threshold",

@@ -227,7 +227,8 @@ def _in_order(wanted: Sequence[pa.Table], task: Decode, readers: int) -> Iterato
     with _quiet_context():
         # The tasks hold no CPU, so that they find room beside trainers that hold all; `readers` bounds
         # them, and one more waits, so that none is idle while the next is on its way.
-        dataset = ray.data.from_arrow(wanted).map_batches(
+        # from_arrow would run tasks that want a whole CPU each, to count the rows.
+        dataset = ray.data.from_blocks(wanted).map_batches(
             task, batch_size=None, batch_format="pyarrow", num_cpus=0, compute=tasks
         )
         blocks = iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2))

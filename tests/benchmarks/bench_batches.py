@@ -83,6 +83,30 @@ def rate(make: Callable[[int], Iterator], epoch: int) -> float:
     return count / (time.perf_counter() - start)
 
 
+def step_seconds(steps: int = 20) -> float:
+    """A training step of ResNet-32 with what `precision: auto` picks here, its batch at hand."""
+    from diffult_ray.method.device import autocast, memory_format
+    from diffult_ray.models import build_classifier
+
+    device = torch.device("cpu")
+    layout = memory_format(device, SIZE, network="classifier")
+    model = build_classifier(architecture="resnet32", num_classes=100, channels=3, image_size=SIZE)
+    model.to(memory_format=layout)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, fused=True)
+    x = torch.randn(BATCH, 3, SIZE, SIZE).contiguous(memory_format=layout)
+    y = torch.randint(0, 100, (BATCH,))
+    seconds = []
+    for _ in range(steps + 3):
+        start = time.perf_counter()
+        with autocast(device, "auto", SIZE):
+            logits = model(x)
+        optimizer.zero_grad(set_to_none=True)
+        torch.nn.functional.cross_entropy(logits.float(), y).backward()
+        optimizer.step()
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds[3:])
+
+
 def measure(repeats: int, images: int) -> dict[str, list[float]]:
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (images, 3, SIZE, SIZE), dtype=np.uint8)
@@ -118,6 +142,7 @@ def main() -> None:
         "benchmark": "in-memory batches, crop 4 + flip + normalise, batch 128, 32x32 colour",
         "n": options.repeats,
         "images_per_second": {name: summary(r) for name, r in {"in memory": ours, **rates}.items()},
+        "share_of_a_resnet32_step": round(BATCH / statistics.median(ours) / step_seconds(), 4),
         "ratio": {name: summary([a / b for a, b in zip(ours, r, strict=True)]) for name, r in rates.items()},
         "hardware": f"{os.cpu_count()} CPUs, {platform.machine()}, {options.threads} torch threads",
         "versions": {
