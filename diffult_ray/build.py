@@ -92,6 +92,7 @@ def build_together(
 
 def _build_missing(stages: Sequence[Stage], store: Store, held: lease.Held) -> list[Artifact]:
     start = time.monotonic()
+    _check_inputs(stages, store)
     module, _, function = BUILDERS[stages[0].name].partition(":")
     builder = getattr(importlib.import_module(module), function)
     orders = [_order(s, store) for s in stages]
@@ -110,6 +111,13 @@ def _build_missing(stages: Sequence[Stage], store: Store, held: lease.Held) -> l
     for stage in stages:
         store.discard_work(stage)
     return artifacts
+
+
+def _check_inputs(stages: Sequence[Stage], store: Store) -> None:
+    """Raises RuntimeError unless all inputs are whole on this machine, perhaps the first to use them here."""
+    for stage in {s.key: s for each in stages for s in each.inputs.values()}.values():
+        if store.find(stage) is None:
+            raise RuntimeError(f"{stage.label} is gone or damaged; the same command builds it again")
 
 
 def _run(builder: Callable[..., None], orders: Sequence[Order], resources: Any) -> None:
@@ -166,6 +174,8 @@ def build_all(
     running: dict[Future[Any], Job] = {}
     while waiting or running:
         _drop_hopeless(waiting, failed)
+        if not running:
+            _add_lost(waiting, store)
         for job in _startable(waiting, running, capacity, store):
             narrator.say(f"{_names(job)}: started")
             running[_start(job, store, narrator)] = job
@@ -210,6 +220,13 @@ def _startable(waiting: list[Job], running, capacity: Capacity, store: Store) ->
             ready.remove(other)
         chosen.append(job)
     return chosen
+
+
+def _add_lost(waiting: list[Job], store: Store) -> None:
+    """Put what was stored at the start, and was damaged or removed since, before those that wait for it."""
+    known = {s.key for j in waiting for s in j.stages}
+    needed = {s.key: s for j in waiting for i in j.inputs for s in i.walk() if s.key not in known}
+    waiting[:0] = jobs_for([s for s in needed.values() if store.find(s) is None])
 
 
 def _may_join(job: Job, other: Job) -> bool:

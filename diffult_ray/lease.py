@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from diffult_ray import files
 
@@ -222,17 +222,32 @@ def _without_proc(pid: int) -> str | None:
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Alone among those that read and then write leases, where the storage has locks."""
+    file = None
+    while file is None:
+        file = _lock(folder)
+    with file:
+        yield
+
+
+def _lock(folder: Path) -> TextIO | None:
+    """The lock file, locked until it is closed; None if it was tidied away meanwhile."""
     import fcntl
 
+    folder.mkdir(parents=True, exist_ok=True)
     path = folder / ".lock"
-    while True:
-        folder.mkdir(parents=True, exist_ok=True)
-        with suppress(FileNotFoundError), open(path, "a") as file:
-            with suppress(OSError):
-                fcntl.flock(file, fcntl.LOCK_EX)
-            if os.fstat(file.fileno()).st_ino == path.stat().st_ino:  # else one that was tidied away
-                yield
-                return
+    try:
+        file = open(path, "a")  # noqa: SIM115
+    except FileNotFoundError:
+        return None
+    try:
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if os.fstat(file.fileno()).st_ino == path.stat().st_ino:
+            return file
+    except FileNotFoundError:
+        pass
+    file.close()
+    return None
 
 
 def _tidy(folder: Path) -> None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
+import types
 
 import pytest
 
-from diffult_ray import files, pipeline, store
+from diffult_ray import build, files, pipeline, store
+from diffult_ray.cluster import Capacity
 from diffult_ray.config import Experiment
 from diffult_ray.errors import BadInput
+from diffult_ray.progress import Narrator
 from diffult_ray.store import Store
 
 SPLIT = pipeline.split(Experiment(select="test"))
@@ -117,3 +122,38 @@ def test_what_a_newer_version_wrote_is_refused_in_one_line(tmp_path):
 def test_the_storage_says_its_format(tmp_path):
     kept = written(tmp_path)
     assert files.read_json(kept.root / "store.json") == {"format": store.FORMAT}
+
+
+@pytest.fixture
+def builders(monkeypatch):
+    """Builders that note what they build; the keys in order."""
+    built: list[str] = []
+
+    def builder(orders, resources):
+        for order in orders:
+            built.append(order.out.name)
+            files.write_json(order.out / "summary.json", {"order": len(built)})
+
+    monkeypatch.setitem(sys.modules, "builders", types.SimpleNamespace(build=builder))
+    for name in build.BUILDERS:
+        monkeypatch.setitem(build.BUILDERS, name, "builders:build")
+    return built
+
+
+def build_all(stages, kept: Store) -> dict[str, Exception]:
+    narrator = Narrator(io.StringIO())
+    capacity = Capacity(cpus=4.0, gpus=0.0, origin="here")
+    return build.build_all(stages, kept, capacity, narrator, lambda stage, artifact: None)
+
+
+def test_what_is_damaged_while_a_sweep_runs_is_built_again(tmp_path, builders, capsys):
+    kept, extractor = Store(tmp_path / "storage"), pipeline.extractor(Experiment(select="test"))
+    assert build_all([SPLIT, extractor], kept) == {}
+    assert builders == [SPLIT.key, extractor.key]
+    cut(kept.folder(SPLIT) / "summary.json")
+    with pytest.raises(RuntimeError, match=f"split {SPLIT.key[:8]} is gone or damaged"):
+        build._check_inputs([extractor], kept)
+    flip(kept.folder(extractor) / "summary.json")
+    assert build_all([extractor], kept) == {}  # the split was there when it was listed
+    assert builders[2:] == [SPLIT.key, extractor.key]
+    assert len(capsys.readouterr().err.splitlines()) == 2
