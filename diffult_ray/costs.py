@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from diffult_ray import files
-from diffult_ray.store import read_manifest
+from diffult_ray.store import read_manifest, resources_of
 
 if TYPE_CHECKING:
     from diffult_ray.config import Price
@@ -26,7 +26,7 @@ TRAINING = ("architecture", "batch_size", "augmentation", "precision")
 UNET = ("channels", "blocks", "attention", "batch_size", "precision", "objective")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Node:
     """A stored artifact in the form of a stage."""
 
@@ -58,10 +58,10 @@ class Total:
         if seconds is None:
             self.unknown += 1
             return
-        workers = getattr(stage.resources, "workers", 1) or 1
+        held = resources_of(stage)
         self.seconds += seconds
-        self.gpu_hours += seconds * workers * getattr(stage.resources, "gpus", 0.0) / 3600
-        self.cpu_hours += seconds * workers * getattr(stage.resources, "cpus", 1.0) / 3600
+        self.gpu_hours += seconds * held["workers"] * held["gpus"] / 3600
+        self.cpu_hours += seconds * held["workers"] * held["cpus"] / 3600
 
     def price(self, price: Price) -> float | None:
         """What it costs; None without the prices that it needs."""
@@ -81,6 +81,7 @@ class Costs:
     plan: Plan
     store: Store
     _made: dict[str, Estimate] = field(default_factory=dict)
+    _told: dict[Any, tuple[float, str] | None] = field(default_factory=dict)
 
     def of(self, stage: Stage) -> Estimate:
         if stage.key not in self._made:
@@ -94,12 +95,23 @@ class Costs:
         units = self._units(stage)
         if units == 0:
             return Estimate(0.0, "nothing to make")
-        alike = self._rates.get(shape(stage), []) if units is not None else []
-        if not alike:
+        alike = None if units is None else self._rate(shape(stage), resources_of(stage))
+        if alike is None:
             return Estimate(None, f"no {stage.name} like it in the store")
-        rate = statistics.median(rate for rate, _ in alike)
-        named = f"{stage.name} {alike[0][1][:8]}" if len(alike) == 1 else f"{len(alike)} like stages"
-        return Estimate(rate * units, f"from {named}")
+        return Estimate(alike[0] * units, alike[1])
+
+    def _rate(self, kind: str, resources: Mapping[str, float]) -> tuple[float, str] | None:
+        """Seconds a unit of the stored stages of a shape, of those on the same resources if there are any."""
+        told = kind, tuple(resources.values())
+        if told not in self._told:
+            alike = self._rates.get(kind, [])
+            same = [(rate, node) for rate, node in alike if node.manifest.get("resources") == resources]
+            chosen, where = (same, "") if same else (alike, " on other resources")
+            named = f"{chosen[0][1].name} {chosen[0][1].key[:8]}" if len(chosen) == 1 else (
+                f"{len(chosen)} like stages")
+            rate = statistics.median(rate for rate, _ in chosen) if chosen else None
+            self._told[told] = None if rate is None else (rate, f"from {named}{where}")
+        return self._told[told]
 
     def left(self, stage: Stage, done: float) -> float | None:
         """Seconds until a stage that is partly built is whole."""
@@ -151,16 +163,16 @@ class Costs:
         return nodes
 
     @cached_property
-    def _rates(self) -> dict[str, list[tuple[float, str]]]:
-        """Shape -> (seconds a unit, key) of each stored artifact of it."""
-        rates: dict[str, list[tuple[float, str]]] = {}
+    def _rates(self) -> dict[str, list[tuple[float, Node]]]:
+        """Shape -> (seconds a unit, artifact) of each stored artifact of it."""
+        rates: dict[str, list[tuple[float, Node]]] = {}
         for node in self._nodes.values():
             try:
                 units, kind = self._units(node), shape(node)
             except KeyError:  # of a version with other keys
                 continue
             if units and node.manifest["seconds"] > 0:
-                rates.setdefault(kind, []).append((node.manifest["seconds"] / units, node.key))
+                rates.setdefault(kind, []).append((node.manifest["seconds"] / units, node))
         return rates
 
     def _units(self, node: Stage | Node) -> float | None:

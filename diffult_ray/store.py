@@ -159,6 +159,7 @@ class Store:
             "files": [_entry(folder, f) for f in _files(folder)],
             "code_version": __version__,
             "seconds": round(seconds, 3),
+            "resources": resources_of(stage),
             "machine": {"host": socket.gethostname(), "platform": platform.platform()},
             "created": time.time(),
         }
@@ -170,6 +171,14 @@ class Store:
 
     def discard_work(self, stage: Stage) -> None:
         shutil.rmtree(self.work(stage), ignore_errors=True)
+
+
+def resources_of(stage: Stage) -> dict[str, float]:
+    """What a stage is built on: workers, and CPUs and GPUs a worker."""
+    given = stage.resources
+    if given is None:
+        return {"workers": 1, "cpus": 1.0, "gpus": 0.0}
+    return {"workers": given.workers, "cpus": given.cpus, "gpus": given.gpus}
 
 
 def _refusal(root: str | Path, cause: str) -> BadInput:

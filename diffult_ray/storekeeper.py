@@ -257,7 +257,7 @@ def _show(keeper: Storekeeper, arguments: argparse.Namespace) -> int:
     if entry.fault:
         told["fault"] = entry.fault
     if entry.manifest:
-        kept = ("seconds", "machine", "code_version", "inputs", "config", "summary", "files")
+        kept = ("seconds", "resources", "machine", "code_version", "inputs", "config", "summary", "files")
         told |= {k: entry.manifest.get(k) for k in kept}
     print(yaml.safe_dump(told, sort_keys=False, allow_unicode=True, width=110), end="")
     return DONE
@@ -295,7 +295,7 @@ def _gc(keeper: Storekeeper, arguments: argparse.Namespace) -> int:
             _remove(path)
         freed += bytes_
         print(f"{verb} {path.relative_to(keeper.store.root)}: {why}, {size(bytes_)}")
-    print(f"{verb} {len(rubbish)} folders, {size(freed)}")
+    print(f"{verb} {len(rubbish)}, {size(freed)}")
     return DONE
 
 
@@ -339,12 +339,15 @@ def _rubbish(keeper: Storekeeper, kept: Needs) -> Iterator[tuple[str, Path]]:
     for folder in sorted((root / "work").glob("*")):
         if folder.name not in kept.work | names:
             yield "unfinished work that no sweep needs", folder
+    for path in sorted(leases.glob("*.json")):
+        if path.stem not in names:
+            yield "of a builder that is gone", path
 
 
 def _remove(path: Path) -> None:
     """The manifest first: what is half removed does not exist."""
     with suppress(OSError):
-        (path / "manifest.json").unlink()
+        (path if path.is_file() else path / "manifest.json").unlink()
     shutil.rmtree(path, ignore_errors=True)
     files.remove_empty([path.parent])
 

@@ -84,6 +84,19 @@ def test_the_rate_of_several_is_their_median(store):
     assert found.seconds == 1500 and found.basis == "from 3 like stages"
 
 
+def test_what_ran_on_the_same_resources_is_preferred(store):
+    wide = {"resources": {"generator": {"workers": 2}}}
+    longer = plan(generator={"steps": 200, "channels": [8]}, **wide)
+    found = of(longer, store, "generator")
+    assert found.seconds == 200 and found.basis.endswith(" on other resources")
+    other = next(s for s in plan(generator={"steps": 300, "channels": [8]}, **wide).stages
+                 if s.name == "generator")
+    files.write_json(store.folder(other) / "summary.json", {})
+    store.commit(other, seconds=150)
+    found = of(longer, store, "generator")
+    assert (found.seconds, found.basis) == (100, f"from generator {other.key[:8]}")
+
+
 def test_a_familys_total_is_that_of_its_longest_and_what_is_done_is_off(store):
     made = plan({"generator.steps": {"grid": [200, 400]}})
     costs = Costs(made, store)

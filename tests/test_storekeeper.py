@@ -111,7 +111,7 @@ def test_damage_is_found_though_no_time_of_a_file_changed(kept, capsys):
 
 
 def test_what_all_sweeps_need_stays(kept, capsys):
-    assert said(capsys, "gc") == ["removed 0 folders, 0 B"]
+    assert said(capsys, "gc") == ["removed 0, 0 B"]
 
 
 def test_what_only_another_sweep_needs_goes(kept, capsys):
@@ -159,13 +159,14 @@ def test_a_dead_builders_lease_keeps_nothing(kept, capsys):
     stale = {"owner": "o", "beat": 1, "pid": 1, "place": ["elsewhere"], "time": time.time() - 9999}
     two = plan("two/b", generator={"steps": 6, "seed": 1})
     files.write_json(kept.leases / "x.json", {**stale, "needs": [two.trials[0].key]})
-    said(capsys, "gc", "--keep", "one")
+    assert any(line.startswith("removed leases/x.json: ") for line in said(capsys, "gc", "--keep", "one"))
     assert two.trials[0].key not in there(kept)
+    assert not list(kept.leases.glob("*.json"))
 
 
 def test_a_sweep_of_an_older_version_is_planned_from_its_definition(kept, capsys):
     (kept.root / "sweeps" / "one" / "stages.json").unlink()
-    assert said(capsys, "gc") == ["removed 0 folders, 0 B"]
+    assert said(capsys, "gc") == ["removed 0, 0 B"]
     (kept.root / "sweeps" / "one" / "sweep.yaml").write_text("name: one\nexperiment: {gone: 1}\n")
     before = there(kept)
     (line,) = said(capsys, "gc", code=2)
@@ -177,3 +178,27 @@ def test_the_module_is_a_command(kept):
     command = [sys.executable, "-m", "diffult_ray.store", "verify"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.endswith(" 0 damaged\n") and done.stderr == ""
+
+
+def test_a_sweep_that_runs_keeps_what_it_needs_before_it_is_written_down(kept, capsys, monkeypatch):
+    from argparse import Namespace
+
+    from diffult_ray.sweep import Session
+
+    made = make_plan(config.Sweep(
+        name="three/c", tracking={"enabled": False},
+        experiment={"select": "test", "generator": {"steps": 7}},
+    ))
+    needed = {s.key for s in made.stages}
+    for stage in made.stages:
+        build(kept, stage)
+
+    def while_it_runs(self, records, uri):
+        said(capsys, "gc")
+        return 0 if needed <= there(kept) else 1
+
+    monkeypatch.setattr(Session, "_run", while_it_runs)
+    assert Session(made, kept, Namespace(address="there"), "").run() == 0
+    assert not kept.leases.exists()
+    said(capsys, "gc")
+    assert not needed <= there(kept)
