@@ -10,7 +10,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from typing import Any
 
-from diffult_ray import files
+from diffult_ray import files, lease
 from diffult_ray.cluster import Capacity
 from diffult_ray.pipeline import Stage
 from diffult_ray.progress import Narrator, clock
@@ -67,18 +67,38 @@ def build_one(stage: Stage, store: Store) -> Artifact:
     return build_together([stage], store)[0]
 
 
-def build_together(stages: Sequence[Stage], store: Store) -> list[Artifact]:
+def build_together(
+    stages: Sequence[Stage], store: Store, tell: Callable[[str], None] | None = None
+) -> list[Artifact]:
     """Build stages of one name in one go, and write their manifests.
+
+    What another process builds is waited for, and is then found; what a dead one has left goes on.
+
+    Args:
+        tell: told of what is waited for.
 
     Raises:
         RuntimeError: if a stage ended without its summary, twice.
+        lease.Lost: if another process has taken this one for dead; what it builds is not touched.
     """
+    with lease.hold(store.leases, lease.names_for(stages), tell) as held:
+        found = {s.key: store.find(s) for s in stages}
+        missing = [s for s in stages if found[s.key] is None]
+        if missing:
+            built = _build_missing(missing, store, held)
+            found.update(zip((s.key for s in missing), built, strict=True))
+    return [found[s.key] for s in stages]
+
+
+def _build_missing(stages: Sequence[Stage], store: Store, held: lease.Held) -> list[Artifact]:
     start = time.monotonic()
+    _check_inputs(stages, store)
     module, _, function = BUILDERS[stages[0].name].partition(":")
     builder = getattr(importlib.import_module(module), function)
     orders = [_order(s, store) for s in stages]
     for attempt in (1, 2):
         _run(builder, orders, stages[0].resources)
+        held.check()
         if all((order.out / "summary.json").exists() for order in orders):
             break
         # Ray Train takes a run for finished whose files are gone: only a clean start brings them back.
@@ -91,6 +111,13 @@ def build_together(stages: Sequence[Stage], store: Store) -> list[Artifact]:
     for stage in stages:
         store.discard_work(stage)
     return artifacts
+
+
+def _check_inputs(stages: Sequence[Stage], store: Store) -> None:
+    """Raises RuntimeError unless all inputs are whole on this machine, perhaps the first to use them here."""
+    for stage in {s.key: s for each in stages for s in each.inputs.values()}.values():
+        if store.find(stage) is None:
+            raise RuntimeError(f"{stage.label} is gone or damaged; the same command builds it again")
 
 
 def _run(builder: Callable[..., None], orders: Sequence[Order], resources: Any) -> None:
@@ -147,9 +174,11 @@ def build_all(
     running: dict[Future[Any], Job] = {}
     while waiting or running:
         _drop_hopeless(waiting, failed)
+        if not running:
+            _add_lost(waiting, store)
         for job in _startable(waiting, running, capacity, store):
             narrator.say(f"{_names(job)}: started")
-            running[_start(job, store)] = job
+            running[_start(job, store, narrator)] = job
         done, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
         for future in done:
             _finish(running.pop(future), future, failed, narrator, on_built)
@@ -158,14 +187,14 @@ def build_all(
     return failed
 
 
-def _start(job: Job, store: Store) -> Future[list[Artifact]]:
+def _start(job: Job, store: Store, narrator: Narrator) -> Future[list[Artifact]]:
     """Build in a daemon thread: an interrupted driver does not wait for what it has given up."""
     future: Future[list[Artifact]] = Future()
     job.started = time.monotonic()
 
     def work() -> None:
         try:
-            future.set_result(build_together(job.stages, store))
+            future.set_result(build_together(job.stages, store, narrator.say))
         except BaseException as error:  # handed to the waiting main thread, whatever it is
             future.set_exception(error)
 
@@ -191,6 +220,13 @@ def _startable(waiting: list[Job], running, capacity: Capacity, store: Store) ->
             ready.remove(other)
         chosen.append(job)
     return chosen
+
+
+def _add_lost(waiting: list[Job], store: Store) -> None:
+    """Put what was stored at the start, and was damaged or removed since, before those that wait for it."""
+    known = {s.key for j in waiting for s in j.stages}
+    needed = {s.key: s for j in waiting for i in j.inputs for s in i.walk() if s.key not in known}
+    waiting[:0] = jobs_for([s for s in needed.values() if store.find(s) is None])
 
 
 def _may_join(job: Job, other: Job) -> bool:

@@ -587,6 +587,13 @@ class Tracking(Section):
     uri: str | None = None  # None: sqlite in the storage folder
 
 
+class Price(Section):
+    """What an hour costs, for the estimate of `--plan`, in whatever money."""
+
+    gpu_hour: Float | None = Field(None, ge=0)  # of one GPU, with the processors beside it if they are free
+    cpu_hour: Float | None = Field(None, ge=0)  # of one CPU
+
+
 @dataclass(frozen=True)
 class Source:
     """Where the user wrote a key: in the file, its base or overlay, on an axis, or in an override."""
@@ -661,6 +668,7 @@ class Sweep(Section):
     baselines: tuple[Method, ...] = Field((), description="write a list of methods, as in [ce, oversample]")
     tune: Tune = Tune()
     tracking: Tracking = Tracking()
+    price: Price = Price()
     expected: tuple[Expected, ...] = Field((), description="write a list of rows, as in the shipped sweeps")
     differs: tuple[str, ...] = Field((), description="why results do not compare with `expected`, in words")
     _source: Source = PrivateAttr(default_factory=Source)
@@ -748,7 +756,7 @@ def _is_section(info: FieldInfo) -> bool:
 SECTIONS = {name: info.annotation for name, info in Experiment.model_fields.items() if _is_section(info)}
 KEYS = tuple(known_keys())
 SWEEP_KEYS = ("name", "description", "baselines", *(f"tune.{k}" for k in Tune.model_fields),
-              *(f"tracking.{k}" for k in Tracking.model_fields))
+              *(f"tracking.{k}" for k in Tracking.model_fields), *(f"price.{k}" for k in Price.model_fields))
 
 # How fast a stage runs, how results are measured, and which images choose: they make no other trial.
 NOT_SEARCHED = re.compile(r"resources\..*|quality\..*|dataset\.(root|download|loading)|select")
@@ -1105,6 +1113,11 @@ def experiments(sweep: Sweep) -> Iterator[Experiment]:
         for cell in sweep.cells:
             yield cell.model_copy(update={"method": method, "synthetic": has_synthetic(method)})
     yield from sweep.cells
+
+
+def first(sweep: Sweep) -> Experiment:
+    """The experiment of the first cell, without those of the others. Raises BadInput if it is none."""
+    return next(_cells(sweep))
 
 
 def searched(sweep: Sweep) -> list[str]:

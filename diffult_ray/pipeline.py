@@ -120,14 +120,14 @@ def _once(*sections: str) -> Callable[[Callable[[Any], Stage]], Callable[[Any], 
 @_once("dataset")
 def split(e: Experiment) -> Stage:
     """Keyed by the set's content, wherever it lies."""
-    config = {**_section(e.dataset), "content": identity(e.dataset)}
+    config = {**_reaching(e.dataset), "content": identity(e.dataset)}
     return Stage("split", config, resources=Place.of(e.dataset))
 
 
 @_once("dataset", "extractor", "resources")
 def extractor(e: Experiment) -> Stage:
     """phi_0: plain cross-entropy on the long-tailed set."""
-    return Stage("extractor", _section(e.extractor), {"split": split(e)}, e.resources.extractor)
+    return Stage("extractor", _reaching(e.extractor), {"split": split(e)}, e.resources.extractor)
 
 
 @_once("dataset", "quality", "resources")
@@ -137,7 +137,7 @@ def reference(e: Experiment) -> Stage:
         weights, share = e.quality.inception_weights, e.resources.quality
         where = Measuring(share.workers, share.cpus, share.gpus, weights)
         return Stage("inception", {"weights": identity_of_weights(weights)}, {"split": split(e)}, where)
-    config = _section(e.quality.reference)
+    config = _reaching(e.quality.reference)
     return Stage("reference", config, {"split": split(e)}, e.resources.reference)
 
 
@@ -195,7 +195,7 @@ def _uses(name: str, e: Experiment) -> bool:
 
 def classifier(e: Experiment) -> Stage:
     """The final classifier: on D, and as asked on the kept images and on copies as well."""
-    config = {"method": e.method, **{k: v for k, v in _section(e.classifier).items() if _uses(k, e)}}
+    config = {"method": e.method, **{k: v for k, v in _reaching(e.classifier).items() if _uses(k, e)}}
     inputs = {"split": split(e)}
     if e.synthetic:
         inputs["scores"] = scores(e)
@@ -215,6 +215,8 @@ def stages(e: Experiment) -> list[Stage]:
 def applies(key: str, e: Experiment) -> bool:
     """Whether a dotted key reaches the result of an experiment: of its method, with its images."""
     section, _, name = key.partition(".")
+    if name in LIMITED and not LIMITED[name](getattr(e, section)):
+        return False
     if section == "classifier":
         return _uses(name, e)
     if section in ("seed", "method", "synthetic", "dataset"):
@@ -231,6 +233,22 @@ def _used(key: str, g: Generator) -> bool:
     if key == "label_drop_scope":
         return g.label_drop > 0
     return key != "timesteps" or g.objective == "ddpm"
+
+
+# Keys of a section that another key of it can make meaningless.
+LIMITED: dict[str, Callable[[Any], bool]] = {
+    "crop_padding": lambda s: s.augmentation != "resized_crop",
+    "cutout": lambda s: s.augmentation != "resized_crop",
+    "jitter": lambda s: s.augmentation == "resized_crop",
+    "crop_area": lambda s: s.augmentation == "resized_crop",
+    "imbalance_factor": lambda s: s.profile != "natural",  # which is taken as it comes
+}
+
+
+def _reaching(section: Section) -> dict[str, Any]:
+    """A section in which a key that another makes meaningless has its default, whatever was written."""
+    idle = [k for k in type(section).model_fields if k in LIMITED and not LIMITED[k](section)]
+    return _section(section) | {k: _plain(type(section).model_fields[k].default) for k in idle}
 
 
 def _section(section: Section) -> dict[str, Any]:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from diffult_ray import config, pipeline
+from diffult_ray import config, files, pipeline
 from diffult_ray.config import Experiment, Sweep
 from diffult_ray.pipeline import Stage
+from diffult_ray.progress import clock
 
 if TYPE_CHECKING:
+    from diffult_ray.costs import Costs, Total
     from diffult_ray.store import Store
 
 SEEDS = ("seed", "dataset.seed", "extractor.seed", "generator.seed", "generation.seed", "classifier.seed")
@@ -103,7 +105,7 @@ def make_plan(sweep: Sweep) -> Plan:
 
 
 def describe(plan: Plan, store: Store) -> list[tuple[Stage, str, int]]:
-    """(stage, 'stored' | 'unfinished' | 'to build', trials that use it) for every stage and trial."""
+    """(stage, 'stored' | 'partly built' | 'to build', trials that use it) for every stage and trial."""
     rows = []
     for stage in [*plan.stages, *(t.stage for t in plan.trials)]:
         rows.append((stage, _status(stage, store), plan.uses.get(stage.key, 1)))
@@ -111,9 +113,71 @@ def describe(plan: Plan, store: Store) -> list[tuple[Stage, str, int]]:
 
 
 def _status(stage: Stage, store: Store) -> str:
-    if store.find(stage):
+    if store.look(stage):
         return "stored"
-    return "unfinished" if store.work(stage).exists() else "to build"
+    return "partly built" if store.work(stage).exists() else "to build"
+
+
+def progress(stage: Stage, store: Store) -> float:
+    """The share of a partly built stage that is done, as it last told."""
+    try:
+        found = files.read_json(store.work(stage) / "progress.json")
+        done, total = found["done"], found["total"]
+    except (OSError, ValueError, KeyError):
+        return 0.0
+    if stage.name == "generator":
+        total = stage.config["steps"]  # of its family's work, which may be on the way to more
+    return min(1.0, done / total) if total else 0.0
+
+
+def text(plan: Plan, store: Store) -> Iterator[str]:
+    """What `--plan` prints: each distinct stage, the trials, what is left to do and what sharing saves.
+
+    Raises:
+        BadInput: if a newer version wrote an artifact of the store.
+    """
+    from diffult_ray.costs import Costs
+
+    costs, rows = Costs(plan, store), describe(plan, store)
+    done = {s.key: progress(s, store) for s, status, _ in rows if status == "partly built"}
+    yield f"sweep {plan.sweep.name}: {len(plan.trials)} trials, {len(plan.stages)} stages before them"
+    for stage, status, uses in rows[: len(plan.stages)]:
+        far = f"{status}, {done[stage.key]:.0%}" if stage.key in done else status
+        estimate = costs.of(stage)
+        took = "" if status == "stored" else "about "
+        told = "unknown" if estimate.seconds is None else f"{took}{clock(estimate.seconds)}"
+        yield (f"  {stage.name:<10} {stage.key}  {far:<17}  used by {uses} trials  {told}, {estimate.basis}")
+    for status in ("stored", "partly built", "to build"):
+        trials = [s for s, found, _ in rows[len(plan.stages) :] if found == status]
+        figures = f", {_figures(plan, costs.total(trials))}" if trials and status != "stored" else ""
+        yield f"  trials {status}: {len(trials)}{figures}"
+    left = [s for s, status, _ in rows if status != "stored"]
+    yield f"left to do: {_figures(plan, costs.total(left, done))}"
+    yield _saved(costs)
+
+
+def _figures(plan: Plan, total: Total) -> str:
+    """Seconds, hours and cost of stages one after another; side by side they end earlier."""
+    if total.unknown and not total.seconds:
+        return "unknown, nothing like it is stored"
+    parts = [f"about {clock(total.seconds)} of work"]
+    parts += [f"{total.gpu_hours:.2f} GPU-hours"] if total.gpu_hours else []
+    parts += [f"{total.cpu_hours:.2f} CPU-hours"]
+    cost = total.price(plan.sweep.price)
+    parts += [f"cost {cost:.2f}"] if cost is not None else []
+    parts += [f"and {total.unknown} stages of which nothing is known"] if total.unknown else []
+    return ", ".join(parts)
+
+
+def _saved(costs: Costs) -> str:
+    alone, shared = costs.alone, costs.shared
+    if not alone.seconds:
+        return "sharing saves: unknown, nothing like these stages is stored"
+    known = " where stages are known" if alone.unknown else ""
+    return (
+        f"sharing saves about {clock(alone.seconds - shared.seconds)}{known}: {clock(alone.seconds)} if each "
+        f"trial built its own stages, {clock(shared.seconds)} as each is built once"
+    )
 
 
 def _short(value: Any) -> str:

@@ -1,12 +1,23 @@
-"""Artifacts addressed by content. A manifest is written last: what has none does not exist."""
+"""Artifacts addressed by content. A manifest is written last: what has none does not exist.
+
+    python -m diffult_ray.store ls | show KEY | verify | gc [--keep SWEEP ...] [--dry-run]
+
+Sizes are compared whenever an artifact is used, and its content the first time that it is used on a
+machine. One that is not as its manifest says is moved to `damaged/`, with one warning, and built again.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 import platform
 import shutil
 import socket
+import sys
+import tempfile
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +26,9 @@ from diffult_ray import __version__, files
 from diffult_ray.errors import BadInput
 from diffult_ray.pipeline import Stage
 
-FORMAT = 1
+FORMAT = 1  # of the storage folder and its manifests; a newer one is refused
+
+_VERIFIED: dict[str, str] = {}  # folder -> what was seen of its files when their content was compared
 
 
 @dataclass(frozen=True)
@@ -38,7 +51,7 @@ class Store:
     """`artifacts/`, `work/` and `sweeps/` under one storage folder.
 
     Raises:
-        BadInput: if the folder cannot be made or written.
+        BadInput: if the folder cannot be made or written, or was written by a newer version.
     """
 
     def __init__(self, root: str | Path) -> None:
@@ -51,6 +64,8 @@ class Store:
             raise _refusal(root, error.strerror) from error
         if not nearest.is_dir():
             raise _refusal(root, f"{nearest} is a file")
+        with suppress(OSError, ValueError):
+            _check_format(files.read_json(self.root / "store.json"), self.root / "store.json")
 
     def check(self) -> None:
         """Write and remove a file, so that a full sweep does not find out late. Leaves no trace."""
@@ -72,15 +87,60 @@ class Store:
         """What an unfinished build keeps: checkpoints, parts, progress."""
         return self.root / "work" / f"{stage.name}-{stage.family}"
 
-    def find(self, stage: Stage) -> Artifact | None:
-        """The finished artifact, if there is one whose files all have their sizes."""
+    @property
+    def leases(self) -> Path:
+        """Who builds what at this moment."""
+        return self.root / "leases"
+
+    def look(self, stage: Stage) -> Artifact | None:
+        """The finished artifact, if there is one whose files have their sizes; changes nothing.
+
+        Raises:
+            BadInput: if a newer version wrote it.
+        """
         folder = self.folder(stage)
         try:
-            manifest = files.read_json(folder / "manifest.json")
-        except (FileNotFoundError, ValueError):
+            manifest = read_manifest(folder)
+        except (OSError, ValueError):
             return None
-        sizes_hold = all(_size(folder / f["name"]) == f["bytes"] for f in manifest["files"])
-        return Artifact(folder, manifest) if sizes_hold else None
+        return Artifact(folder, manifest) if manifest and not missized(folder, manifest) else None
+
+    def find(self, stage: Stage) -> Artifact | None:
+        """The finished artifact, if there is one; a damaged one is set aside.
+
+        Raises:
+            BadInput: if a newer version wrote it.
+        """
+        folder = self.folder(stage)
+        try:
+            manifest = read_manifest(folder)
+            if manifest is None:
+                return None
+            fault = _first_fault(folder, manifest)
+        except ValueError as error:
+            fault = f"manifest.json: {error}"
+        except OSError:  # it went while we were looking, or cannot be read now
+            return None
+        if fault is None:
+            return Artifact(folder, manifest)
+        self.set_aside(folder, fault)
+        return None
+
+    def set_aside(self, folder: Path, fault: str) -> Path | None:
+        """Move a damaged artifact out of the way; whoever does it says so. Returns where it is now."""
+        name = f"{folder.parent.name}-{folder.name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+        aside = self.root / "damaged" / name
+        try:
+            aside.parent.mkdir(parents=True, exist_ok=True)
+            folder.rename(aside)
+        except OSError:
+            return None  # another process was first
+        print(
+            f"warning: {folder.parent.name} {folder.name[:8]} is damaged ({fault}); it is now {aside}, "
+            "and is built again where it is needed",
+            file=sys.stderr, flush=True,
+        )
+        return aside
 
     def commit(self, stage: Stage, *, seconds: float) -> Artifact:
         """Write the manifest of a built artifact: from here on it exists.
@@ -99,14 +159,26 @@ class Store:
             "files": [_entry(folder, f) for f in _files(folder)],
             "code_version": __version__,
             "seconds": round(seconds, 3),
+            "resources": resources_of(stage),
             "machine": {"host": socket.gethostname(), "platform": platform.platform()},
             "created": time.time(),
         }
+        if not (self.root / "store.json").exists():
+            files.write_json(self.root / "store.json", {"format": FORMAT})
         files.write_json(folder / "manifest.json", manifest)
+        _VERIFIED[str(folder)] = _seen(folder, manifest)  # its checksums were computed just now
         return Artifact(folder, manifest)
 
     def discard_work(self, stage: Stage) -> None:
         shutil.rmtree(self.work(stage), ignore_errors=True)
+
+
+def resources_of(stage: Stage) -> dict[str, float]:
+    """What a stage is built on: workers, and CPUs and GPUs a worker."""
+    given = stage.resources
+    if given is None:
+        return {"workers": 1, "cpus": 1.0, "gpus": 0.0}
+    return {"workers": given.workers, "cpus": given.cpus, "gpus": given.gpus}
 
 
 def _refusal(root: str | Path, cause: str) -> BadInput:
@@ -124,13 +196,101 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _entry(folder: Path, path: Path) -> dict[str, Any]:
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {
         "name": path.relative_to(folder).as_posix(),
         "bytes": path.stat().st_size,
-        "sha256": digest,
+        "sha256": _digest(path),
     }
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# --- whether an artifact is what its manifest says ------------------------------------------------
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of an artifact's folder, None without one.
+
+    Raises:
+        BadInput: if a newer version wrote it.
+        ValueError: if it is no manifest.
+        OSError: if it cannot be read.
+    """
+    try:
+        manifest = files.read_json(folder / "manifest.json")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    if not isinstance(manifest, dict) or not {"files", "summary", "seconds", "inputs"} <= set(manifest):
+        raise ValueError("is no manifest")
+    _check_format(manifest, folder / "manifest.json")
+    return manifest
+
+
+def _check_format(written: Any, path: Path) -> None:
+    found = written.get("format", 0) if isinstance(written, dict) else 0
+    if isinstance(found, int) and found > FORMAT:
+        raise BadInput(
+            where=str(path), rule=f"was written by a newer version; this one reads format {FORMAT}",
+            value=found, advice="update diffult_ray, or name another folder with --storage",
+        )
+
+
+def missized(folder: Path, manifest: dict[str, Any]) -> str | None:
+    """The first file that is missing or has another size than the manifest says, with the two sizes."""
+    for entry in manifest["files"]:
+        size = _size(folder / entry["name"])
+        if size != entry["bytes"]:
+            there = "is missing" if size < 0 else f"has {size} bytes"
+            return f"{entry['name']} {there} of {entry['bytes']}"
+    return None
+
+
+def altered(folder: Path, manifest: dict[str, Any]) -> str | None:
+    """The first file whose size or content is not what the manifest says. Raises OSError, unreadable."""
+    wrong = missized(folder, manifest)
+    if wrong is not None:
+        return wrong
+    for entry in manifest["files"]:
+        if _digest(folder / entry["name"]) != entry["sha256"]:
+            return f"{entry['name']} has another checksum"
+    return None
+
+
+def _first_fault(folder: Path, manifest: dict[str, Any]) -> str | None:
+    """As `altered`, but content is compared once a machine, until a file is written to."""
+    wrong = missized(folder, manifest)
+    if wrong is not None:
+        return wrong
+    seen = _seen(folder, manifest)
+    if _VERIFIED.get(str(folder)) == seen:
+        return None
+    note = _notes() / seen
+    if not note.exists():
+        fault = altered(folder, manifest)
+        if fault is not None:
+            return fault
+        with suppress(OSError):  # without the note, the next process compares once more
+            note.parent.mkdir(mode=0o700, exist_ok=True)
+            note.touch()
+    _VERIFIED[str(folder)] = seen
+    return None
+
+
+def _seen(folder: Path, manifest: dict[str, Any]) -> str:
+    """A hash of where the files are and when each was last written. Raises OSError if one is gone."""
+    found = [str(folder), manifest["files"]]
+    for name in ("manifest.json", *(entry["name"] for entry in manifest["files"])):
+        status = (folder / name).stat()
+        found.append([name, status.st_size, status.st_mtime_ns, status.st_ino])
+    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _notes() -> Path:
+    """Empty files named for what was compared on this machine, by this user."""
+    return Path(tempfile.gettempdir()) / f"diffult-verified-{os.getuid()}"
 
 
 def _size(path: Path) -> int:
@@ -138,3 +298,9 @@ def _size(path: Path) -> int:
         return path.stat().st_size
     except OSError:
         return -1
+
+
+if __name__ == "__main__":
+    from diffult_ray.storekeeper import main
+
+    sys.exit(main())

@@ -16,14 +16,15 @@ import shlex
 import signal
 import sys
 import time
+import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from diffult_ray import __version__, config, files, metrics
+from diffult_ray import __version__, config, definition, files, lease, metrics
 from diffult_ray.errors import BadInput, Refused
-from diffult_ray.plan import Plan, describe, make_plan
+from diffult_ray.plan import Plan, make_plan, text
 from diffult_ray.progress import Narrator
 from diffult_ray.store import Store
 
@@ -83,7 +84,8 @@ def _main(arguments: argparse.Namespace) -> int:
     plan = make_plan(sweep)
     store = Store(arguments.storage or os.environ.get("DIFFULT_STORAGE") or "~/diffult")
     if arguments.plan:
-        _print_plan(plan, store)
+        for line in text(plan, store):
+            print(line)
         return DONE
     return Session(plan, store, arguments, _command(name, overrides, arguments)).run()
 
@@ -100,16 +102,6 @@ def _command(name: str | None, overrides: Sequence[str], arguments: argparse.Nam
     return shlex.join(map(masked, words))
 
 
-def _print_plan(plan: Plan, store: Store) -> None:
-    rows = describe(plan, store)
-    print(f"sweep {plan.sweep.name}: {len(plan.trials)} trials, {len(plan.stages)} stages before them")
-    for stage, status, uses in rows[: len(plan.stages)]:
-        print(f"  {stage.name:<10} {stage.key}  {status:<10}  used by {uses} trials")
-    for status in ("stored", "unfinished", "to build"):
-        trials = sum(1 for _, s, _ in rows[len(plan.stages) :] if s == status)
-        print(f"  trials {status}: {trials}")
-
-
 class Session:
     """One run of the front door over a plan."""
 
@@ -124,10 +116,17 @@ class Session:
         if self._is_finished(records):
             self._print_results()
             return DONE
+        definition.check(self.plan.sweep, self.folder)
         self.store.check()
+        for stage in self._needed(records):
+            self.store.look(stage)  # what a newer version wrote is refused before anything is written
         self._check_request()
         self._check_weights(records)
         uri = self._tracking_uri()
+        with lease.hold(self.store.leases, self._presence()):
+            return self._run(records, uri)
+
+    def _run(self, records: dict[str, dict[str, Any]], uri: str | None) -> int:
         self._build_splits(records)
         self._check_measures(records)
         self._write_definition()
@@ -141,6 +140,12 @@ class Session:
             raise
         finally:
             self._disconnect()
+
+    def _presence(self) -> dict[str, dict[str, Any]]:
+        """A lease of this run alone, for which the store keeps what the sweep needs."""
+        name = self.plan.sweep.name
+        needs = {"sweep": name, "needs": [s.key for s in self.plan.stages]}
+        return {f"sweep-{name.replace('/', '-')}-{uuid.uuid4().hex[:8]}": needs}
 
     # --- what is there ---
 
@@ -262,6 +267,9 @@ class Session:
         resolved["tracking"]["uri"] = self._shown_uri() if self.plan.sweep.tracking.uri else None
         text = yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True)
         files.write_bytes(self.folder / "sweep.yaml", text.encode())
+        stages = [*self.plan.stages, *(t.stage for t in self.plan.trials)]
+        needs = {s.key: {"stage": s.name, "family": s.family} for s in stages}
+        files.write_json(self.folder / "stages.json", needs)
 
     # --- the work ---
 

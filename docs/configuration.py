@@ -14,7 +14,7 @@ from typing import get_args
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from diffult_ray.config import Experiment, Measure, Tracking, Tune
+from diffult_ray.config import Experiment, Measure, Price, Tracking, Tune
 
 HEAD = """# Configuration
 
@@ -73,7 +73,7 @@ results do not compare with them; an overlay and an override add theirs.
 | `standing` | `reported` by the paper, `secondary` (its readers), `code` (public code), or `ours` |
 | `source` | where the number is from, and on which set |
 
-## `name`, `description`, `baselines`, `tune`, `tracking`
+## `name`, `description`, `baselines`, `tune`, `tracking`, `price`
 
 `baselines` is a list of methods that are trained on D alone, beside the search, at every point whose
 keys reach them. Methods with synthetic images are searched for:
@@ -106,7 +106,7 @@ def rows(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
 def default(key: str, field: FieldInfo) -> object:
     """The value that an experiment has which names no key."""
     section = key.partition(".")[0]
-    return field.default if section in ("select", "tune", "tracking") else EXPERIMENT.at(key)
+    return field.default if section in ("select", "tune", "tracking", "price") else EXPERIMENT.at(key)
 
 
 def shown(value: object) -> str:
@@ -129,7 +129,7 @@ def values(field: FieldInfo) -> str:
 
 def page() -> str:
     experiment = "\n".join(rows(Experiment))
-    sweep = "\n".join([*rows(Tune, "tune."), *rows(Tracking, "tracking.")])
+    sweep = "\n".join([*rows(Tune, "tune."), *rows(Tracking, "tracking."), *rows(Price, "price.")])
     measures = ", ".join(f"`{m}`" for m in get_args(Measure))
     return HEAD + experiment + "\n" + TAIL.replace("@MEASURES@", measures) + sweep + "\n"
 

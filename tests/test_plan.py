@@ -82,7 +82,7 @@ def test_a_description_has_every_stage_and_trial_with_its_uses(tmp_path):
     ]
     assert {status for _, status, _ in rows} == {"to build"}
     Store(tmp_path).work(p.stages[0]).mkdir(parents=True)
-    assert describe(p, Store(tmp_path))[0][1] == "unfinished"
+    assert describe(p, Store(tmp_path))[0][1] == "partly built"
 
 
 # --- baselines --------------------------------------------------------------------------------------
@@ -235,6 +235,15 @@ CELLS = [BASE, *(
     BASE.model_copy(update={"method": method, "synthetic": synthetic})
     for method in ALL for synthetic in (False, True) if (method, synthetic) != ("ce", True)
 )]
+CROPPED = {"augmentation": "resized_crop"}
+STREAMED = BASE.model_copy(update={
+    "extractor": BASE.extractor.model_copy(update=CROPPED),
+    "classifier": BASE.classifier.model_copy(update=CROPPED),
+    "quality": BASE.quality.model_copy(update={
+        "reference": BASE.quality.reference.model_copy(update=CROPPED)
+    }),
+})
+CELLS.append(STREAMED)
 
 
 @pytest.mark.parametrize("key", config.known_keys())
@@ -243,7 +252,9 @@ def test_every_key_changes_a_stage_or_is_known_to_change_none(key):
     assert same == (key in IN_NO_KEY)
 
 
-@pytest.mark.parametrize("e", CELLS, ids=[config.variant(e.method, e.synthetic) for e in CELLS])
+@pytest.mark.parametrize(
+    "e", CELLS, ids=[*(config.variant(e.method, e.synthetic) for e in CELLS[:-1]), "streamed"]
+)
 @pytest.mark.parametrize("key", [k for k in config.known_keys() if k != "method"])
 def test_a_key_that_applies_to_a_method_changes_its_trial_and_no_other_does(key, e):
     moved = pipeline.classifier(e).key != pipeline.classifier(with_other(key, e)).key

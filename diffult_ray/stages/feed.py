@@ -7,8 +7,10 @@ and any number of workers see the same images in the same order, each exactly on
 
 from __future__ import annotations
 
+import gc
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -280,7 +282,8 @@ class Decode:
         import pyarrow as pa
 
         references = _fetched(self.references)
-        made = [self._block(references, row) for row in rows.to_batches()[0].to_struct_array()]
+        with _no_collection():
+            made = [self._block(references, row) for row in rows.to_batches()[0].to_struct_array()]
         column = pa.chunked_array([_as_binary(images) for images in made])
         return rows.select(["start", "step"]).append_column("images", column)
 
@@ -300,6 +303,16 @@ class Decode:
             return augmented(data, self.augmentation, seed=self.seed, epoch=step, image_id=position)
         short = round(size * self.margin)
         return decoded(data, channels=references.channels, image_size=size, short_side=short)
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Without the garbage collector, which would go through all that Ray has loaded every few images."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def _as_binary(images: np.ndarray) -> pa.Array:

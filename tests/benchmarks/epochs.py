@@ -29,8 +29,8 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Subset
 from torchvision import transforms
 
-from diffult_ray import files
-from diffult_ray.config import Classifier, Dataset
+from diffult_ray import files, pipeline
+from diffult_ray.config import Dataset, Experiment
 from diffult_ray.data import Split, make_split, save_split
 from diffult_ray.models import build_classifier
 from diffult_ray.seeds import stream
@@ -40,12 +40,16 @@ MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 Curve = tuple[float, list[float]]  # images a second, mean loss of each epoch
 
 
-def recipe(epochs: int, seed: int) -> dict[str, object]:
-    return {**Classifier(epochs=epochs, warmup=0.2, seed=seed).model_dump(), "method": "ce"}
+def recipe(root: Path, epochs: int, seed: int) -> dict[str, object]:
+    """The configuration that the stage of a `ce` trial has."""
+    return dict(pipeline.classifier(Experiment(
+        method="ce", select="test", dataset={"name": "cifar100", "root": str(root)},
+        classifier={"epochs": epochs, "warmup": 0.2, "seed": seed},
+    )).config)
 
 
-def ours(split_folder: Path, folder: Path, epochs: int, seed: int, batches: int) -> Curve:
-    order = Order(recipe(epochs, seed), {"split": split_folder}, folder / "out", folder / "work")
+def ours(config: dict, split_folder: Path, folder: Path, epochs: int, batches: int) -> Curve:
+    order = Order(config, {"split": split_folder}, folder / "out", folder / "work")
     for each in (order.out, order.work):
         each.mkdir(parents=True)
     resources = SimpleNamespace(workers=1, cpus=os.cpu_count(), gpus=0, readers=1)
@@ -78,10 +82,9 @@ def loader(root: Path, split: Split, workers: int) -> DataLoader:
     )
 
 
-def reference(data: DataLoader, epochs: int, seed: int) -> Curve:
-    config = recipe(epochs, seed)
+def reference(config: dict, data: DataLoader, epochs: int) -> Curve:
     torch.set_num_threads(os.cpu_count())
-    torch.manual_seed(stream(seed, "weights"))
+    torch.manual_seed(stream(config["seed"], "weights"))
     model = build_classifier(architecture="resnet32", num_classes=100, channels=3, image_size=32)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=2e-4)
     total, step, losses, seen = epochs * len(data), 0, [], 0
@@ -107,12 +110,13 @@ def measure(root: Path, epochs: int, seeds: int) -> dict[str, object]:
         save_split(split, folder / "split")
         batches = math.ceil(len(split.train) / 128)
         loaders = {workers: loader(root, split, workers) for workers in (0, 2)}
-        tried = {workers: reference(data, 1, 0)[0] for workers, data in loaders.items()}
+        tried = {workers: reference(recipe(root, 1, 0), data, 1)[0] for workers, data in loaders.items()}
         data = loaders[max(tried, key=tried.__getitem__)]
         pairs: list[tuple[Curve, Curve]] = []
         for seed in range(seeds):
-            mine = ours(folder / "split", folder / str(seed), epochs, seed, batches)
-            pairs.append((mine, reference(data, epochs, seed)))
+            config = recipe(root, epochs, seed)
+            mine = ours(config, folder / "split", folder / str(seed), epochs, batches)
+            pairs.append((mine, reference(config, data, epochs)))
     return {
         "epochs": epochs, "n": seeds, "reference_dataloader_images_per_second": tried,
         "images_per_second": {k: summary([p[i][0] for p in pairs]) for i, k in enumerate(("ours", "eager"))},
