@@ -327,7 +327,7 @@ class Session:
             self.tracker.trial(found)
 
     def _count_reused(self, stored: Sequence[Stage], records: Mapping[str, Any]) -> None:
-        reused = Counter(s.name for s in stored) + Counter(classifier=len(records))
+        reused = Counter(s.name for s in stored if s.key not in self.built) + Counter(classifier=len(records))
         for stage, count in reused.items():
             metrics.count("diffult_artifacts_reused", count, sweep=self.plan.sweep.name, stage=stage)
 

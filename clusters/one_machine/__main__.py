@@ -10,7 +10,8 @@ It behaves as a cluster does: the head offers nothing, nodes are added while tas
 idle, and the driver is a job with a working directory of its own. The nodes are processes that share this
 machine. Autoscaling on one machine is Ray's private API, so it holds for the Ray that is pinned here.
 
-Everything binds to loopback, on free ports, with a token of its own in `--folder`.
+Ports are free ones, the dashboard binds to loopback, and a token of its own, in `--folder`, is asked for
+everywhere: Ray's other ports listen on the machine's address. Only its metrics answer without one.
 """
 
 from __future__ import annotations
@@ -79,11 +80,10 @@ class Cluster:
             "DIFFULT_STORAGE": str(self.storage),
         }
 
-    def ray(self, *arguments: str, check: bool = True, **extra: str) -> int:
-        done = subprocess.run([*RAY, *arguments], env=self.environment | extra, stdin=subprocess.DEVNULL)
-        if check and done.returncode:
+    def ray(self, *arguments: str) -> None:
+        done = subprocess.run([*RAY, *arguments], env=self.environment, stdin=subprocess.DEVNULL)
+        if done.returncode:
             sys.exit(done.returncode)
-        return done.returncode
 
     def processes(self) -> list[int]:
         """Ids of the cluster's processes on this machine."""
@@ -108,7 +108,7 @@ def autoscaling(gcs: str, *, nodes: int, cpus: int, idle_minutes: float) -> dict
         "upscaling_speed": 1000.0,
         "provider": {
             "type": "external",
-            "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
+            "module": "one_machine_nodes.Nodes",
             "gcs_address": gcs,
             "launch_multiple": True,
             "head_node_id": HEAD_ID,
@@ -153,22 +153,29 @@ def up(arguments: argparse.Namespace) -> None:
     )
     (folder / "autoscaling.yaml").write_text(yaml.safe_dump(config))
     cluster.write()
-    marked = _HEAD_ENVIRONMENT | {MARK: str(folder)}
-    if cluster.ray(*_head(cluster), check=False, **marked):
+    started = subprocess.run(
+        [*RAY, *_head(cluster)], env=cluster.environment | _head_environment(folder),
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    if started.returncode:
         end(cluster)
-        sys.exit("error: Ray did not start; its messages are above")
+        sys.exit(f"{started.stdout}\nerror: Ray did not start")
     print(f"up: a head without a CPU, and up to {arguments.nodes} nodes of {arguments.cpus} CPUs")
     print(f"dashboard: {cluster.dashboard} (its token: {folder / 'token'})")
 
 
-_HEAD_ENVIRONMENT = {
-    "RAY_FAKE_CLUSTER": "1",
-    "AUTOSCALER_UPDATE_INTERVAL_S": "1",
-    "RAY_enable_autoscaler_v2": "1",
-    "RAY_CLOUD_INSTANCE_ID": HEAD_ID,
-    "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_ID,
-    "RAY_NODE_TYPE_NAME": "ray.head.default",
-}
+def _head_environment(folder: Path) -> dict[str, str]:
+    here, others = str(Path(__file__).resolve().parent), os.environ.get("PYTHONPATH")
+    return {
+        MARK: str(folder),
+        "PYTHONPATH": f"{here}{os.pathsep}{others}" if others else here,  # for `one_machine_nodes`
+        "RAY_FAKE_CLUSTER": "1",
+        "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+        "RAY_enable_autoscaler_v2": "1",
+        "RAY_CLOUD_INSTANCE_ID": HEAD_ID,
+        "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_ID,
+        "RAY_NODE_TYPE_NAME": "ray.head.default",
+    }
 
 
 def _head(cluster: Cluster) -> list[str]:
@@ -204,7 +211,6 @@ def watch(arguments: argparse.Namespace) -> None:
         last = (cluster.folder / "job").read_text()
     except FileNotFoundError:
         sys.exit("no job yet; `submit` starts one")
-    cluster.ray("job", "status", "--address", cluster.dashboard, last)
     cluster.ray("job", "logs", "--address", cluster.dashboard, "--follow", last)
 
 
