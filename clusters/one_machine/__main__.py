@@ -181,7 +181,7 @@ def _head_environment(folder: Path) -> dict[str, str]:
 def _head(cluster: Cluster) -> list[str]:
     ports = cluster.ports
     return [
-        "start", "--head", "--num-cpus=0", "--num-gpus=0", "--node-ip-address=127.0.0.1",
+        "start", "--head", "--num-cpus=0", "--num-gpus=0",
         f"--port={ports['gcs']}", f"--ray-client-server-port={ports['client']}",
         f"--dashboard-agent-listen-port={ports['agent']}", f"--metrics-export-port={ports['metrics']}",
         "--min-worker-port=0", "--max-worker-port=0", f"--object-store-memory={128 * 2**20}",
