@@ -273,7 +273,7 @@ def test_the_one_machine_configuration_is_what_ray_and_we_read(one_machine):
     assert found.shown("cpus") == "1 ray.head.default x 0 + 3 node x 2 = 6 CPUs"
 
 
-def test_a_one_machine_cluster_has_its_own_ports_and_token_and_its_dashboard_on_loopback(one_machine, tmp_path):
+def test_a_one_machine_cluster_has_its_own_ports_and_token_and_binds_to_loopback(one_machine, tmp_path):
     ports = one_machine.free_ports(one_machine.PORTS)
     assert len(set(ports.values())) == len(one_machine.PORTS)
     cluster = one_machine.Cluster(tmp_path, tmp_path / "storage", ports)
