@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -135,8 +136,9 @@ def connect(address: str | None, *, verbose: bool = False) -> Capacity:
             "_temp_dir": os.environ.get("RAY_TMPDIR") or os.path.join(tempfile.gettempdir(), "ray"),
         }
     try:
+        _reach(address)
         ray.init(address=address, namespace="diffult", **options)
-    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         if address == "local":
             raise
         told = " ".join(str(error).split())[:400]
@@ -151,6 +153,13 @@ def connect(address: str | None, *, verbose: bool = False) -> Capacity:
         return Capacity(held.get("CPU", 0.0), held.get("GPU", 0.0), "this machine")
     largest, scales = fleet.running()
     return Capacity.of(largest, f"the cluster at {address}{' at its largest' if scales else ''}")
+
+
+def _reach(address: str, patience: float = 5.0) -> None:
+    """Ray tries for two minutes where nothing listens. Raises OSError."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit() and "://" not in address:
+        socket.create_connection((host.strip("[]"), int(port)), patience).close()
 
 
 def _silence() -> None:

@@ -244,10 +244,11 @@ def test_the_first_error_gives_the_exit_code():
         (["cifar100_lt/weight", "--fleet", "clusters/aws.yaml"], 0, "8 gpu_spot x 1 = 8 GPUs"),
         (["digits", "resources.generator.cpus=100", "--fleet", "clusters/aws.yaml"], 3, "200 CPUs, but"),
         (["digits", "--fleet", "clusters/none.yaml"], 2, "clusters/none.yaml: must be a readable YAML file"),
+        (["digits", "--address", "127.0.0.1:1"], 2, "--address: must be a Ray cluster that can be joined"),
         (["nothing", "--fleet", "clusters/aws.yaml"], 2, "nothing"),
     ],
 )
-def test_the_command_against_a_file_has_exit_codes(arguments, code, text, capsys, monkeypatch):
+def test_the_command_has_the_front_doors_exit_codes(arguments, code, text, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     assert preflight.main(arguments) == code
     told = capsys.readouterr()
