@@ -181,4 +181,6 @@ def _saved(costs: Costs) -> str:
 
 
 def _short(value: Any) -> str:
+    if isinstance(value, tuple):
+        return "+".join(map(_short, value))
     return f"{value:g}" if isinstance(value, float) else str(value)
