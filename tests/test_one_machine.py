@@ -20,6 +20,8 @@ from tests.conftest import TINY
 
 ROOT = Path(__file__).parents[1]
 
+pytestmark = pytest.mark.autoscaling
+
 
 class OneMachine:
     def __init__(self, folder: Path) -> None:
@@ -77,7 +79,6 @@ def machine(ray_folder: Path) -> Iterator[OneMachine]:
         made.run("down")
 
 
-@pytest.mark.slow
 def test_a_request_is_set_against_what_the_autoscaler_may_start(machine):
     done = machine.check("digits")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -88,7 +89,6 @@ def test_a_request_is_set_against_what_the_autoscaler_may_start(machine):
     assert "3 workers x 1 CPUs = 3 CPUs, but" in large.stdout
 
 
-@pytest.mark.slow
 def test_a_sweep_grows_the_cluster_is_counted_and_is_fetched(machine, tmp_path):
     sweep = tmp_path / "tiny.yaml"
     sweep.write_text(TINY)
@@ -108,7 +108,6 @@ def test_a_sweep_grows_the_cluster_is_counted_and_is_fetched(machine, tmp_path):
     assert (tmp_path / "got/tiny/report.html").exists() and (tmp_path / "got/tiny/figures").is_dir()
 
 
-@pytest.mark.slow
 def test_it_is_closed_to_who_has_no_token(machine):
     for port, path in (("dashboard", "/api/jobs/"), ("dashboard", "/nodes?view=summary")):
         request = urllib.request.Request(f"http://127.0.0.1:{machine.state['ports'][port]}{path}")
@@ -122,7 +121,6 @@ def test_it_is_closed_to_who_has_no_token(machine):
     assert held == []
 
 
-@pytest.mark.slow
 def test_down_leaves_no_process_and_keeps_the_storage(machine):
     assert machine.processes() > 0
     done = machine.run("down")
