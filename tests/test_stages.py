@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
@@ -227,7 +226,7 @@ def test_the_same_classifier_in_its_own_process_and_under_a_trainer(cluster, exp
     (tmp_path / "out").mkdir(), (tmp_path / "work").mkdir()
     training.train(
         classifier._loop, classifier._payload(order, part=None),
-        resources=SimpleNamespace(workers=1, cpus=1.0, gpus=0.0), work=order.work, name="under-a-trainer",
+        resources=config.StageResources(), work=order.work, name="under-a-trainer",
     )
     expected = files.read_tensors(here / "model.safetensors")
     found = files.read_tensors(tmp_path / "out" / "model.safetensors")
