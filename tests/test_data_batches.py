@@ -10,11 +10,9 @@ from diffult_ray.data.batches import (
     balanced_indices,
     batch_indices,
     class_members,
-    cutout,
     draw,
     generator,
     normalise,
-    training_batch,
 )
 
 
@@ -65,21 +63,22 @@ def test_both_paths_agree(monkeypatch):
 @pytest.mark.parametrize("kind", [torch.uint8, torch.float32, torch.bfloat16])
 def test_crop_and_flip_keep_the_kind(kind):
     x = images(16).to(kind)
-    for found in (batches.random_crop(x, 2, generator(1)), batches.random_flip(x, generator(1)),
-                  cutout(x, 3, generator(1))):
+    for options in ({"padding": 2}, {"flip": True}, {"cutout": 3, "image_size": 7}):
+        sizes = {name: options[name] for name in ("padding", "cutout") if name in options}
+        found = augment(x, draw(len(x), generator(1), **options), **sizes)
         assert found.dtype == kind and found.shape == x.shape and not torch.equal(found, x)
 
 
 def test_crop_reaches_every_offset():
     x = torch.arange(1, 26, dtype=torch.uint8).view(1, 1, 5, 5).expand(4000, 1, 5, 5)
-    found = batches.random_crop(x, 2, generator(0))
+    found = augment(x, draw(len(x), generator(0), padding=2), padding=2)
     corners, counts = torch.unique(found[:, 0, 2, 2], return_counts=True)
     assert len(corners) == 25 and counts.min() > 100  # 160 expected, sd 12
 
 
 def test_flip_is_a_fair_coin():
     x = images(1).expand(4000, 3, 9, 7)
-    mirrored = (batches.random_flip(x, generator(0)) == x.flip(3)).all((1, 2, 3))
+    mirrored = (augment(x, draw(len(x), generator(0), flip=True)) == x.flip(3)).all((1, 2, 3))
     assert abs(mirrored.float().mean() - 0.5) < 0.04  # five deviations
 
 
@@ -92,11 +91,14 @@ def test_shares_of_a_batch_are_the_batch():
     x, index = images(40), torch.arange(30, 10, -1)
     mean, std = torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.2, 0.3, 0.1])
     drawn = draw(20, generator(2), padding=2, flip=True, cutout=2, image_size=7)
-    options = {"mean": mean, "std": std, "padding": 2, "cutout": 2}
-    whole = training_batch(x, index, drawn, **options)
+
+    def batch(index, drawn):
+        return normalise(augment(x[index], drawn, padding=2, cutout=2), mean, std)
+
+    whole = batch(index, drawn)
     for world in (1, 3):
         shares = [batches.share(20, rank=r, world=world) for r in range(world)]
-        parts = [training_batch(x, index[mine], drawn.only(mine), **options) for mine in shares]
+        parts = [batch(index[mine], drawn.only(mine)) for mine in shares]
         assert torch.equal(torch.cat(parts), whole)
 
 

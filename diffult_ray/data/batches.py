@@ -124,26 +124,6 @@ def draw(
     return Draw(None if shift is None else shift[..., 0], mirrored, hole)
 
 
-def training_batch(
-    images: torch.Tensor,
-    index: torch.Tensor,
-    drawn: Draw,
-    *,
-    mean: torch.Tensor,
-    std: torch.Tensor,
-    padding: int = 0,
-    cutout: int = 0,
-) -> torch.Tensor:
-    """Images [k, C, H, W] float32 at `index` [k] of uint8 `images` [n, C, H, W]: augmented and normalised.
-
-    Everything but the last step is done on bytes. A rank of several gives its share of the index and
-    of the draw: `index[mine]` and `drawn.only(mine)`.
-    """
-    # index_select copies whole images, where images[index] gathers pixel by pixel on a processor.
-    taken = images.index_select(0, index)
-    return normalise(augment(taken, drawn, padding=padding, cutout=cutout), mean, std)
-
-
 def augment(images: torch.Tensor, drawn: Draw, *, padding: int = 0, cutout: int = 0) -> torch.Tensor:
     """Images [n, C, H, W] cropped, mirrored and cut out as drawn; none of the input is written to."""
     out = images if drawn.shift is None else _crop(images, padding, drawn.shift)
@@ -156,25 +136,6 @@ def normalise(images: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> to
     scale = (1 / (255 * std)).view(1, -1, 1, 1)
     shift = (mean / std).view(1, -1, 1, 1)
     return images.float().mul_(scale).sub_(shift)
-
-
-def random_crop(images: torch.Tensor, padding: int, rng: torch.Generator) -> torch.Tensor:
-    """Each image [n, C, H, W] shifted by its own offset within zero padding."""
-    return augment(images, draw(len(images), rng, padding=padding), padding=padding)
-
-
-def random_flip(images: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
-    """Each image [n, C, H, W] mirrored left to right with probability one half."""
-    return augment(images, draw(len(images), rng, flip=True))
-
-
-def cutout(images: torch.Tensor, size: int, rng: torch.Generator) -> torch.Tensor:
-    """Zero a square of `size` pixels in each image [n, C, H, W], around a pixel of its own.
-
-    The centre is any pixel, so the square may hang over the edge (DeVries and Taylor, 2017).
-    """
-    drawn = draw(len(images), rng, cutout=size, image_size=images.shape[-1])
-    return augment(images, drawn, cutout=size)
 
 
 def _crop(images: torch.Tensor, padding: int, shift: torch.Tensor) -> torch.Tensor:

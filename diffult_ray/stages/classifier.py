@@ -235,12 +235,43 @@ def _plan(run: Run, config, split: Split, objective, *, n: int, first: int, tota
     )
 
 
+def _mixed(images: torch.Tensor, mixing: Any) -> torch.Tensor:
+    """A rank's own images, mixed with the partners that come after them; all of them without mixing."""
+    if mixing is None:
+        return images
+    from diffult_ray.method.classification import mixup
+
+    own, partners = images.chunk(2)
+    return mixup(own, partners, mixing.share)
+
+
+def _network(config: Mapping[str, Any], split: Split) -> dict[str, Any]:
+    return {
+        "architecture": config["architecture"],
+        "num_classes": split.num_classes,
+        "channels": split.channels,
+        "image_size": split.image_size,
+        "scale": config.get("scale"),
+    }
+
+
+def _optimizer(model, config: Mapping[str, Any]) -> torch.optim.Optimizer:
+    import torch
+
+    return torch.optim.SGD(
+        model.parameters(),
+        lr=config["learning_rate"],
+        momentum=config["momentum"],
+        weight_decay=config["weight_decay"],
+        fused=True,
+    )
+
+
 def _loop(run: Run, payload: Mapping[str, Any]) -> None:
     import torch
 
     from diffult_ray.data import load_split
-    from diffult_ray.data.batches import augment, share
-    from diffult_ray.method.classification import mixup
+    from diffult_ray.data.batches import augment
     from diffult_ray.method.device import autocast, memory_format
     from diffult_ray.method.objectives import make_objective
     from diffult_ray.models import build_classifier
@@ -251,27 +282,14 @@ def _loop(run: Run, payload: Mapping[str, Any]) -> None:
     data = training_set(payload, split)
     layout = memory_format(run.device, split.image_size, network="classifier")
     torch.manual_seed(stream(seed, "weights"))
-    network = {
-        "architecture": config["architecture"],
-        "num_classes": split.num_classes,
-        "channels": split.channels,
-        "image_size": split.image_size,
-        "scale": config.get("scale"),
-    }
+    network = _network(config, split)
     model = build_classifier(**network).to(run.device, memory_format=layout)
-    optimizer = torch.optim.SGD(
-        model.parameters(),
-        lr=config["learning_rate"],
-        momentum=config["momentum"],
-        weight_decay=config["weight_decay"],
-        fused=True,
-    )
+    optimizer = _optimizer(model, config)
     first, history = _restore(run, model, optimizer)
     wrapped = run.distribute(model)
     normalise = Normaliser.of(split, run.device)
     labels, weights = data.labels.to(run.device), data.weights.to(run.device)
     total, batch = total_steps(config, len(labels)), config["batch_size"]
-    mine = share(batch, rank=run.rank, world=run.world)
     objective = make_objective(config, labels, weights, num_classes=split.num_classes, steps=total)
     plan = _plan(run, config, split, objective, n=len(labels), first=first, total=total)
     images = feed.make(data.images, plan, device=run.device, readers=run.readers)
@@ -284,15 +302,13 @@ def _loop(run: Run, payload: Mapping[str, Any]) -> None:
         index = plan.indices(step).to(run.device)
         drawn = _batch_draws(config, split, step, run.device).only(plan.rows(step))
         x = augment(images(step), drawn, padding=config["crop_padding"], cutout=config["cutout"])
-        own, *partners = normalise(x).split(mine.stop - mine.start)
         mixing = objective.mixing(seed, step, batch)
-        if mixing is not None:
-            own = mixup(own, *partners, mixing.share)
+        x = _mixed(normalise(x), mixing).contiguous(memory_format=layout)
         with autocast(run.device, config["precision"], split.image_size):
-            logits = wrapped(own.contiguous(memory_format=layout))
+            logits = wrapped(x)
         # Divided by the whole batch's weight or number, so that ranks share one weighted mean.
         loss = run.world * objective.loss(
-            logits, labels[index], weights[index], step=step, rows=mine, mixing=mixing
+            logits, labels[index], weights[index], step=step, rows=plan.mine, mixing=mixing
         )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

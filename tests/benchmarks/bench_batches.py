@@ -30,6 +30,7 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 
 from diffult_ray.data import batches
+from diffult_ray.stages import feed
 
 BATCH, SIZE, PADDING = 128, 32, 4
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
@@ -67,12 +68,16 @@ def torchvision_set(root: Path, md5s: dict[str, str]) -> torchvision.datasets.CI
 
 
 def in_memory(images: torch.Tensor, epoch: int) -> Iterator[torch.Tensor]:
+    """What the training loop of a classifier does before its forward pass."""
     mean, std, n = torch.tensor(MEAN), torch.tensor(STD), len(images)
     steps = n // BATCH
-    for step in range(epoch * steps, (epoch + 1) * steps):
-        index = batches.batch_indices(seed=0, step=step, batch_size=BATCH, n=n)
+    first, total = epoch * steps, (epoch + 1) * steps
+    plan = feed.Plan(feed.Epochs(0, BATCH, n), slice(0, BATCH), first, total)
+    taken = feed.make(images, plan, device=torch.device("cpu"), readers=1)
+    for step in range(first, total):
         drawn = batches.draw(BATCH, batches.generator(0, "augment", step), padding=PADDING, flip=True)
-        yield batches.training_batch(images, index, drawn, mean=mean, std=std, padding=PADDING)
+        drawn = drawn.only(plan.rows(step))
+        yield batches.normalise(batches.augment(taken(step), drawn, padding=PADDING), mean, std)
 
 
 def rate(make: Callable[[int], Iterator], epoch: int) -> float:
