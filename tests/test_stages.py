@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import threading
 import time
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 from diffult_ray import config, files, pipeline
-from diffult_ray.build import build_one
+from diffult_ray.build import build_one, build_together
 from diffult_ray.stages import pool as pool_module
 from diffult_ray.store import Store
 from tests.conftest import TINY
@@ -231,3 +232,21 @@ def test_the_same_classifier_in_its_own_process_and_under_a_trainer(cluster, exp
     expected = files.read_tensors(here / "model.safetensors")
     found = files.read_tensors(tmp_path / "out" / "model.safetensors")
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+def test_scores_of_one_pool_in_several_ways_are_those_of_each_alone(experiment, store, tmp_path):
+    """Orders that share a pool are built by one pipeline, and none takes the rows of another."""
+    ways = ["filter.scope=global", "filter.distance=nearest", "filter.normalise=true"]
+    wanted = [pipeline.scores(experiment(f"experiment.{way}")) for way in ways]
+    build(wanted[0].inputs["images"], store)
+    build(wanted[0].inputs["extractor"], store)
+    build_together(wanted, store)
+    together = [pool_module.read_pool(store.folder(stage)).table for stage in wanted]
+    alone = Store(tmp_path)
+    shutil.copytree(store.root / "artifacts", alone.root / "artifacts")
+    for stage, found in zip(wanted, together, strict=True):
+        shutil.rmtree(alone.folder(stage))
+        build_one(stage, alone)
+        assert pool_module.read_pool(alone.folder(stage)).table.equals(found)
+    distances = {tuple(found["distance"].to_pylist()) for found in together}
+    assert len(distances) == len(ways)

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from diffult_ray import files
 from diffult_ray.stages import Order, pool
 from diffult_ray.stages.dataflow import (
     IO_CPUS,
-    by_target,
     count,
     map_with_actors,
     read_parts,
@@ -106,13 +106,20 @@ class ScoreRows:
         self.scorers = [Scorer(target, device.pick(gpus)) for target in targets]
 
     def __call__(self, rows: pa.Table) -> pa.Table:
-        folders = [str(Path(path).parent) for path in rows["path"].to_pylist()]
-        numbers = {target["pool"]: number for number, target in enumerate(self.targets)}
-        targets = pa.array([numbers[folder] for folder in folders], type=pa.int64())
-        table = rows.select(pool.IMAGE_SCHEMA.names).append_column("target", targets)
-        for target, mine in by_target(table):
-            write_part(self.targets[target]["parts"], self.scorers[target](mine))
-        return pa.table({"done": [rows.num_rows]})
+        done = 0
+        for number, mine in self._shared_out(rows):
+            write_part(self.targets[number]["parts"], self.scorers[number](mine))
+            done += mine.num_rows
+        return pa.table({"done": [done]})
+
+    def _shared_out(self, rows: pa.Table) -> Iterator[tuple[int, pa.Table]]:
+        """(order, its rows); a pool may be that of several orders, which score it differently."""
+        folders = pa.array([str(Path(path).parent) for path in rows["path"].to_pylist()])
+        images = rows.select(pool.IMAGE_SCHEMA.names)
+        for number, target in enumerate(self.targets):
+            mine = images.filter(pc.equal(folders, target["pool"]))
+            if mine.num_rows:
+                yield number, mine
 
 
 def build(orders: Sequence[Order], resources: Any) -> None:
@@ -122,7 +129,7 @@ def build(orders: Sequence[Order], resources: Any) -> None:
     targets = [_target(order) for order in orders]
     sizes = [pq.read_table(t["pool"], columns=["id"]).num_rows for t in targets]
     if any(sizes):
-        full = [t["pool"] for t, size in zip(targets, sizes, strict=True) if size]
+        full = list({t["pool"]: None for t, size in zip(targets, sizes, strict=True) if size})
         data = ray.data.read_parquet(full, include_paths=True, num_cpus=IO_CPUS)
         scored = map_with_actors(data, ScoreRows, {"targets": targets}, resources=resources)
         count(scored, sum(sizes), orders[0].work)
