@@ -23,7 +23,7 @@ SPAWN = multiprocessing.get_context("spawn")
 def slow_builder(orders, resources) -> None:
     """Notes who builds, then takes a while."""
     (order,) = orders
-    with open(order.out.parents[3] / "built.txt", "a") as file:
+    with open(order.out.parents[5] / "built.txt", "a") as file:
         file.write(f"{os.getpid()}\n")
     time.sleep(float(os.environ.get("SLOW", "0.5")))
     files.write_json(order.out / "summary.json", {"by": os.getpid()})
