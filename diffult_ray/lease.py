@@ -21,7 +21,6 @@ from diffult_ray import files
 BEAT = 5.0  # seconds between two refreshes
 EXPIRES = 30.0
 POLL = 1.0
-SILENT = 600.0  # after so long without a beat, one who looks once takes an owner elsewhere for dead
 
 Tell = Callable[[str], None]
 
@@ -164,19 +163,17 @@ def read(path: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) and {"owner", "beat", "pid", "place"} <= set(found) else None
 
 
-def living(folder: Path) -> list[dict[str, Any]]:
-    """Leases that may have an owner: of processes that run here, or refreshed in the last ten minutes.
+def living(folder: Path, within: float = 600.0) -> list[dict[str, Any]]:
+    """Leases that may have an owner: of processes that run here, or refreshed in the last seconds `within`.
 
     For one that looks once; by the file's own time, where clocks may be some minutes apart.
     """
     found = [read(path) for path in sorted(folder.glob("*.json"))]
-    return [f for f in found if f is not None and _may_live(f)]
+    return [f for f in found if f is not None and not _is_gone(f) and _is_fresh(f, within)]
 
 
-def _may_live(found: Mapping[str, Any]) -> bool:
-    if found["place"] == _me()["place"]:
-        return not _is_gone(found)
-    return abs(time.time() - found["time"]) < SILENT
+def _is_fresh(found: Mapping[str, Any], within: float) -> bool:
+    return found["place"] == _me()["place"] or abs(time.time() - found["time"]) < within
 
 
 def _mark(found: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -254,11 +251,11 @@ def _lock(folder: Path) -> TextIO | None:
 
 
 def _tidy(folder: Path) -> None:
-    """Remove the leases of the dead, and the lock where no lease is left."""
+    """Remove the leases of those who ran here and are gone, and the lock where no lease is left."""
     with suppress(OSError), _locked(folder):
         for path in folder.glob("*.json"):
             found = read(path)
-            if found is not None and not _may_live(found):
+            if found is not None and _is_gone(found):
                 path.unlink(missing_ok=True)
         if not any(folder.glob("*.json")):
             files.remove_temporary(folder)

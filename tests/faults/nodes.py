@@ -16,7 +16,7 @@ import sys
 def main(folder: str) -> None:
     from ray.cluster_utils import Cluster
 
-    head = {"num_cpus": 0, "temp_dir": folder, "include_dashboard": True, "dashboard_port": 0}
+    head = {"num_cpus": 0, "temp_dir": folder, "include_dashboard": True, "dashboard_port": None}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     print(cluster.address, flush=True)
     nodes = []

@@ -41,9 +41,14 @@ def test_a_killed_driver(share: float, reference: Door, new_faulty: Callable[[],
         door.check(reference)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name)
-@pytest.mark.parametrize("line", [r"\] sweep faults", r"\] generator .*started", r"trial 2/"])
-def test_an_interrupted_driver(line: str, number: int, reference: Door, door: Door, tally: Tally):
+INTERRUPTS = [
+    (signal.SIGINT, r"\] sweep faults"), (signal.SIGINT, r"trial 2/"),
+    (signal.SIGTERM, r"\] generator .*started"), (signal.SIGTERM, r"\] images .*started"),
+]
+
+
+@pytest.mark.parametrize(("number", "line"), INTERRUPTS, ids=str)
+def test_an_interrupted_driver(number: int, line: str, reference: Door, door: Door, tally: Tally):
     with tally.fault():
         door.begin()
         door.until(line)
