@@ -132,10 +132,10 @@ class Session:
         self._check_weights(records)
         uri = self._tracking_uri()
         with lease.hold(self.store.leases, self._presence(), self.narrator.say):
-            return self._run(uri)
+            # Again: another driver of this sweep may have been waited for.
+            return self._run(self._stored_records(), uri)
 
-    def _run(self, uri: str | None) -> int:
-        records = self._stored_records()  # again: another driver of this sweep may have been waited for
+    def _run(self, records: dict[str, dict[str, Any]], uri: str | None) -> int:
         if self._is_finished(records):
             self._print_results()
             return DONE
