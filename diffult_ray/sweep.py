@@ -14,7 +14,6 @@ import argparse
 import errno
 import os
 import shlex
-import signal
 import sys
 import time
 from collections import Counter
@@ -22,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from diffult_ray import __version__, config, definition, files, lease, metrics
+from diffult_ray import __version__, config, definition, files, interruption, lease, metrics
 from diffult_ray.errors import BadInput, Refused
 from diffult_ray.plan import Plan, make_plan, text
 from diffult_ray.progress import Narrator
@@ -40,7 +39,7 @@ AWAY = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE, errno.
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a sweep; returns the exit code."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    interruption.listen()
     try:
         return _main(_parser().parse_intermixed_args(argv))
     except Refused as refused:
@@ -52,12 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: the storage failed: {error}; the same command continues", file=sys.stderr)
         return SOME_FAILED
     except KeyboardInterrupt:
+        interruption.heard()
         print("interrupted; the same command continues", file=sys.stderr)
         return INTERRUPTED
-
-
-def _interrupt(*_: Any) -> None:
-    raise KeyboardInterrupt
 
 
 class Parser(argparse.ArgumentParser):
@@ -150,6 +146,7 @@ class Session:
             self._tidy()
             return self._conclude()
         except BaseException as error:
+            interruption.heard()
             if self.tracker:
                 self.tracker.close("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
             raise
@@ -326,7 +323,7 @@ class Session:
         if not missing:
             return
         capacity = cluster.connect(self.arguments.address, verbose=self.arguments.verbose)
-        signal.signal(signal.SIGTERM, _interrupt)  # again: Ray has put a handler of its own in its place
+        interruption.listen()  # again: Ray has put a handler of its own in its place
         self.narrator.say(f"Ray: {capacity.origin} with {capacity.cpus:g} CPUs and {capacity.gpus:g} GPUs")
         cluster.check_fits(self.plan, capacity)
         if capacity.fleet is not None:  # a cluster that others have set up
