@@ -38,7 +38,7 @@ class Lease:
     """
 
     def __init__(self, path: Path, facts: Mapping[str, Any]) -> None:
-        self.path, self._lost = path, False
+        self.path, self._lost, self._released = path, False, False
         self._content = {**facts, **_me(), "owner": uuid.uuid4().hex, "beat": 0, "time": 0.0}
 
     def take(self, over: Mapping[str, Any] | None) -> bool:
@@ -60,11 +60,12 @@ class Lease:
             found = read(self.path)
             if found is not None and found["owner"] != self._content["owner"]:
                 self._lost = True
-            if not self._lost:
+            if not (self._lost or self._released):
                 self._content["beat"] += 1
                 self._write()
 
     def release(self) -> None:
+        self._released = True  # for the thread that refreshes, which may be about to write it once more
         with suppress(OSError), _locked(self.path.parent):
             found = read(self.path)
             if found is not None and found["owner"] == self._content["owner"]:

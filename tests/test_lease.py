@@ -126,6 +126,14 @@ def test_an_owner_that_slept_too_long_learns_that_it_lost(tmp_path, quick):
     assert files.read_json(other)["owner"] == "o"  # and it leaves the other's alone
 
 
+def test_a_beat_that_comes_late_brings_no_lease_back(tmp_path):
+    kept = lease.Lease(tmp_path / "split-a.json", {})
+    assert kept.take(None)
+    kept.release()
+    kept.refresh()
+    assert not kept.path.exists()
+
+
 def test_a_driver_that_lost_its_lease_commits_nothing(tmp_path, monkeypatch):
     store = Store(tmp_path / "storage")
 
