@@ -88,7 +88,8 @@ class Held:
     def __init__(self) -> None:
         self._leases: list[Lease] = []
         self._done = threading.Event()
-        threading.Thread(target=self._beat, name="leases", daemon=True).start()
+        self._thread = threading.Thread(target=self._beat, name="leases", daemon=True)
+        self._thread.start()
 
     def add(self, lease: Lease) -> None:
         self._leases.append(lease)
@@ -100,6 +101,7 @@ class Held:
 
     def release(self) -> None:
         self._done.set()
+        self._thread.join(BEAT)  # its last beat; one that a storage holds up is no beat any more
         for lease in self._leases:
             lease.release()
 
