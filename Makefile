@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test slow autoscaling lint setup lock clean
+.PHONY: demo test slow faults autoscaling lint setup lock clean
 
 setup: .venv/.ready
 
@@ -22,10 +22,14 @@ demo: setup
 	$(BIN)/python -m diffult_ray.sweep digits
 
 test: setup lint
-	$(BIN)/python -m pytest -m "not slow and not autoscaling"
+	$(BIN)/python -m pytest -m "not slow and not autoscaling and not faults"
 
 slow: setup
 	$(BIN)/python -m pytest -m slow
+
+# Kills, damage and outages during whole sweeps, about half an hour on two cores; the last line counts them.
+faults: setup
+	$(BIN)/python -m pytest -m faults tests/faults
 
 # A cluster of several nodes on this machine that grows and shrinks; not part of .ci/run.
 autoscaling: setup

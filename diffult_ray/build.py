@@ -8,9 +8,10 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from diffult_ray import files, lease
+from diffult_ray import fence, files, lease
 from diffult_ray.cluster import Capacity
 from diffult_ray.pipeline import Stage
 from diffult_ray.progress import Narrator, clock
@@ -95,9 +96,8 @@ def _build_missing(stages: Sequence[Stage], store: Store, held: lease.Held) -> l
     _check_inputs(stages, store)
     module, _, function = BUILDERS[stages[0].name].partition(":")
     builder = getattr(importlib.import_module(module), function)
-    orders = [_order(s, store) for s in stages]
     for attempt in (1, 2):
-        _run(builder, orders, stages[0].resources)
+        orders = _run(builder, stages, store)
         held.check()
         if all((order.out / "summary.json").exists() for order in orders):
             break
@@ -107,10 +107,24 @@ def _build_missing(stages: Sequence[Stage], store: Store, held: lease.Held) -> l
         if attempt == 2:
             raise RuntimeError(f"{stages[0].label} ended without its summary")
     seconds = time.monotonic() - start
-    artifacts = [store.commit(s, seconds=seconds * share) for s, share in _shares(stages)]
+    artifacts = [
+        store.commit(s, made=order.out, seconds=seconds * share)
+        for (s, share), order in zip(_shares(stages), orders, strict=True)
+    ]
     for stage in stages:
         store.discard_work(stage)
     return artifacts
+
+
+def tidy(stages: Sequence[Stage], store: Store) -> None:
+    """Remove what a driver that was killed after its last manifest has left of finished builds."""
+    families: dict[str, list[Stage]] = {}
+    for stage in stages:
+        families.setdefault(stage.family, []).append(stage)
+    for family in families.values():
+        if store.work(family[0]).exists() and all(store.find(s) for s in family):
+            with lease.hold(store.leases, lease.names_for(family)):
+                store.discard_work(family[0])
 
 
 def _check_inputs(stages: Sequence[Stage], store: Store) -> None:
@@ -120,25 +134,30 @@ def _check_inputs(stages: Sequence[Stage], store: Store) -> None:
             raise RuntimeError(f"{stage.label} is gone or damaged; the same command builds it again")
 
 
-def _run(builder: Callable[..., None], orders: Sequence[Order], resources: Any) -> None:
-    """Build; of a build that fails before its first file, no folder stays that it made."""
-    folders = [folder for order in orders for folder in (order.work, order.out)]
+def _run(builder: Callable[..., None], stages: Sequence[Stage], store: Store) -> list[Order]:
+    """Build in rooms of this build's own; of one that fails before its first file, no folder stays."""
+    folders = list(dict.fromkeys(map(store.work, stages)))
     made = [each for folder in folders for each in (folder, *files.missing(folder.parent))]
-    for folder in folders:
-        folder.mkdir(parents=True, exist_ok=True)
+    rooms = {folder: fence.enter(folder) for folder in folders}
+    orders = [_order(s, store, rooms[store.work(s)]) for s in stages]
     try:
-        builder(orders, resources)
+        for order in orders:
+            order.out.mkdir(parents=True, exist_ok=True)
+        builder(orders, stages[0].resources)
     except BaseException:
+        for room in rooms.values():
+            fence.leave(room)
         files.remove_empty(made)  # an interrupted build goes on from what is in them
         raise
+    return orders
 
 
-def _order(stage: Stage, store: Store) -> Order:
+def _order(stage: Stage, store: Store, room: Path) -> Order:
     return Order(
         config=dict(stage.config),
         inputs={name: store.folder(s) for name, s in stage.inputs.items()},
-        out=store.folder(stage),
-        work=store.work(stage),
+        out=room / fence.OUTS / stage.key,
+        work=room,
     )
 
 
@@ -255,9 +274,8 @@ def _finish(job: Job, future, failed, narrator: Narrator, on_built) -> None:
 
 
 def _tell(job: Job, store: Store, narrator: Narrator) -> None:
-    try:
-        progress = files.read_json(store.work(job.stage) / "progress.json")
-    except (OSError, ValueError):
+    progress = store.progress(job.stage)
+    if progress is None:
         return
     detail = f"loss {progress['loss']:.4f}" if "loss" in progress else ""
     narrator.progress(_names(job), progress["done"], progress["total"], detail)

@@ -37,6 +37,10 @@ QUIET = {
 }
 
 
+# Of a cluster that is started here: so long its workers look for a head that was killed. Ray's own is 60.
+GONE_SECONDS = "15"
+
+
 @dataclass(frozen=True)
 class Capacity:
     """What the cluster can hold at its largest."""
@@ -129,6 +133,7 @@ def connect(address: str | None, *, verbose: bool = False) -> Capacity:
     if not verbose:
         options["logging_level"] = logging.ERROR
     if address == "local":
+        os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", GONE_SECONDS)
         options |= {
             "num_cpus": int(here().cpus),
             "include_dashboard": True,

@@ -48,6 +48,12 @@ def check(sweep: Sweep, folder: Path) -> None:
     )
 
 
+def tracked_at(folder: Path) -> str | None:
+    """The MLflow store that the sweep in a folder names, as it was last started."""
+    stored = _stored(folder / "sweep.yaml")
+    return stored.tracking.uri if stored else None
+
+
 def _stored(path: Path) -> Sweep | None:
     """The definition as it was resolved, if this version can read it."""
     try:

@@ -29,6 +29,12 @@ def write_bytes(path: str | Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def remove_temporary(folder: Path, pattern: str = "**/.*.tmp") -> None:
+    """Remove what killed writers have left in a folder in which nobody writes at this moment."""
+    for path in list(folder.glob(pattern)):
+        path.unlink(missing_ok=True)
+
+
 def missing(folder: str | Path) -> list[Path]:
     """A folder and those above it, as far as they do not exist; deepest first."""
     folder = Path(folder)

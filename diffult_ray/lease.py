@@ -38,7 +38,7 @@ class Lease:
     """
 
     def __init__(self, path: Path, facts: Mapping[str, Any]) -> None:
-        self.path, self._lost = path, False
+        self.path, self._lost, self._released = path, False, False
         self._content = {**facts, **_me(), "owner": uuid.uuid4().hex, "beat": 0, "time": 0.0}
 
     def take(self, over: Mapping[str, Any] | None) -> bool:
@@ -60,11 +60,12 @@ class Lease:
             found = read(self.path)
             if found is not None and found["owner"] != self._content["owner"]:
                 self._lost = True
-            if not self._lost:
+            if not (self._lost or self._released):
                 self._content["beat"] += 1
                 self._write()
 
     def release(self) -> None:
+        self._released = True  # for the thread that refreshes, which may be about to write it once more
         with suppress(OSError), _locked(self.path.parent):
             found = read(self.path)
             if found is not None and found["owner"] == self._content["owner"]:
@@ -87,7 +88,8 @@ class Held:
     def __init__(self) -> None:
         self._leases: list[Lease] = []
         self._done = threading.Event()
-        threading.Thread(target=self._beat, name="leases", daemon=True).start()
+        self._thread = threading.Thread(target=self._beat, name="leases", daemon=True)
+        self._thread.start()
 
     def add(self, lease: Lease) -> None:
         self._leases.append(lease)
@@ -99,6 +101,7 @@ class Held:
 
     def release(self) -> None:
         self._done.set()
+        self._thread.join(BEAT)  # its last beat; one that a storage holds up is no beat any more
         for lease in self._leases:
             lease.release()
 
@@ -251,9 +254,14 @@ def _lock(folder: Path) -> TextIO | None:
 
 
 def _tidy(folder: Path) -> None:
-    """Remove the lock where no lease is left."""
+    """Remove the leases of those who ran here and are gone, and the lock where no lease is left."""
     with suppress(OSError), _locked(folder):
+        for path in folder.glob("*.json"):
+            found = read(path)
+            if found is not None and _is_gone(found):
+                path.unlink(missing_ok=True)
         if not any(folder.glob("*.json")):
+            files.remove_temporary(folder)
             (folder / ".lock").unlink(missing_ok=True)
 
 

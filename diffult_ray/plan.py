@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from diffult_ray import config, files, pipeline
+from diffult_ray import config, pipeline
 from diffult_ray.config import Experiment, Sweep
 from diffult_ray.pipeline import Stage
 from diffult_ray.progress import clock
@@ -120,11 +120,8 @@ def _status(stage: Stage, store: Store) -> str:
 
 def progress(stage: Stage, store: Store) -> float:
     """The share of a partly built stage that is done, as it last told."""
-    try:
-        found = files.read_json(store.work(stage) / "progress.json")
-        done, total = found["done"], found["total"]
-    except (OSError, ValueError, KeyError):
-        return 0.0
+    found = store.progress(stage) or {"done": 0, "total": 0}
+    done, total = found["done"], found["total"]
     if stage.name == "generator":
         total = stage.config["steps"]  # of its family's work, which may be on the way to more
     return min(1.0, done / total) if total else 0.0

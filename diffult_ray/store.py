@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diffult_ray import __version__, files
+from diffult_ray import __version__, fence, files
 from diffult_ray.errors import BadInput
 from diffult_ray.pipeline import Stage
 
@@ -72,7 +72,8 @@ class Store:
         missing = files.missing(self.root)
         probe = self.root / f".probe-{socket.gethostname()}"
         try:
-            files.write_bytes(probe, b"")
+            self.root.mkdir(parents=True, exist_ok=True)
+            probe.touch()  # by its own name: one that a killed sweep has left is the next one's
             probe.unlink()
         except OSError as error:
             raise _refusal(self.root, error.strerror or str(error)) from error
@@ -86,6 +87,18 @@ class Store:
     def work(self, stage: Stage) -> Path:
         """What an unfinished build keeps: checkpoints, parts, progress."""
         return self.root / "work" / f"{stage.name}-{stage.family}"
+
+    def tune(self, sweep: str) -> Path:
+        """What Ray Tune keeps while the trials of a sweep run."""
+        return self.root / "work" / f"tune-{sweep.replace('/', '-')}"
+
+    def progress(self, stage: Stage) -> dict[str, Any] | None:
+        """What an unfinished build last told of how far it is."""
+        room = fence.latest(self.work(stage))
+        try:
+            return None if room is None else files.read_json(room / "progress.json")
+        except (OSError, ValueError):
+            return None
 
     @property
     def leases(self) -> Path:
@@ -142,21 +155,26 @@ class Store:
         )
         return aside
 
-    def commit(self, stage: Stage, *, seconds: float) -> Artifact:
-        """Write the manifest of a built artifact: from here on it exists.
+    def commit(self, stage: Stage, *, seconds: float, made: Path | None = None) -> Artifact:
+        """Write the manifest of a built artifact and put it in its place: from here on it exists.
+
+        Args:
+            made: the folder that it was built in, by default its place.
 
         Raises:
             FileNotFoundError: if the stage did not write its `summary.json`.
         """
         folder = self.folder(stage)
+        made = made or folder
+        files.remove_temporary(made)
         manifest = {
             "format": FORMAT,
             "stage": stage.name,
             "key": stage.key,
             "config": dict(stage.config),
             "inputs": {name: s.key for name, s in stage.inputs.items()},
-            "summary": files.read_json(folder / "summary.json"),
-            "files": [_entry(folder, f) for f in _files(folder)],
+            "summary": files.read_json(made / "summary.json"),
+            "files": [_entry(made, f) for f in _files(made)],
             "code_version": __version__,
             "seconds": round(seconds, 3),
             "resources": resources_of(stage),
@@ -165,7 +183,11 @@ class Store:
         }
         if not (self.root / "store.json").exists():
             files.write_json(self.root / "store.json", {"format": FORMAT})
-        files.write_json(folder / "manifest.json", manifest)
+        files.write_json(made / "manifest.json", manifest)
+        if made != folder:
+            shutil.rmtree(folder, ignore_errors=True)  # without a manifest, or it would have been found
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            made.rename(folder)
         _VERIFIED[str(folder)] = _seen(folder, manifest)  # its checksums were computed just now
         return Artifact(folder, manifest)
 

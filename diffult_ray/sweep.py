@@ -11,18 +11,17 @@ Running the same command again continues what is unfinished; a finished sweep pr
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import shlex
-import signal
 import sys
 import time
-import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from diffult_ray import __version__, config, definition, files, lease, metrics
+from diffult_ray import __version__, config, definition, files, interruption, lease, metrics
 from diffult_ray.errors import BadInput, Refused
 from diffult_ray.plan import Plan, make_plan, text
 from diffult_ray.progress import Narrator
@@ -34,22 +33,27 @@ if TYPE_CHECKING:
 
 DONE, SOME_FAILED, INTERRUPTED = 0, 1, 130
 
+# What a storage answers that is full, or away for a while.
+AWAY = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE, errno.ENOTCONN, errno.ELOOP}
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a sweep; returns the exit code."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    interruption.listen()
     try:
         return _main(_parser().parse_intermixed_args(argv))
     except Refused as refused:
         print(f"error: {refused}", file=sys.stderr)
         return refused.exit_code
+    except OSError as error:
+        if error.errno not in AWAY:
+            raise
+        print(f"error: the storage failed: {error}; the same command continues", file=sys.stderr)
+        return SOME_FAILED
     except KeyboardInterrupt:
+        interruption.heard()
         print("interrupted; the same command continues", file=sys.stderr)
         return INTERRUPTED
-
-
-def _interrupt(*_: Any) -> None:
-    raise KeyboardInterrupt
 
 
 class Parser(argparse.ArgumentParser):
@@ -123,18 +127,26 @@ class Session:
         self._check_request()
         self._check_weights(records)
         uri = self._tracking_uri()
-        with lease.hold(self.store.leases, self._presence()):
-            return self._run(records, uri)
+        with lease.hold(self.store.leases, self._presence(), self.narrator.say):
+            # Again: another driver of this sweep may have been waited for.
+            return self._run(self._stored_records(), uri)
 
     def _run(self, records: dict[str, dict[str, Any]], uri: str | None) -> int:
+        if self._is_finished(records):
+            self._print_results()
+            return DONE
+        definition.check(self.plan.sweep, self.folder)
+        self._remove_temporary()
         self._build_splits(records)
         self._check_measures(records)
         self._write_definition()
         try:
             self._build(records, uri)
             self._disconnect()
+            self._tidy()
             return self._conclude()
         except BaseException as error:
+            interruption.heard()
             if self.tracker:
                 self.tracker.close("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
             raise
@@ -142,10 +154,27 @@ class Session:
             self._disconnect()
 
     def _presence(self) -> dict[str, dict[str, Any]]:
-        """A lease of this run alone, for which the store keeps what the sweep needs."""
+        """One driver a sweep; for its lease the store keeps what the sweep needs."""
         name = self.plan.sweep.name
         needs = {"sweep": name, "needs": [s.key for s in self.plan.stages]}
-        return {f"sweep-{name.replace('/', '-')}-{uuid.uuid4().hex[:8]}": needs}
+        return {f"sweep-{name.replace('/', '-')}": needs}
+
+    def _remove_temporary(self) -> None:
+        """What a killed driver was writing: of this sweep, and of the store if nobody else uses it."""
+        for folder in (self.folder, self.folder / "trials", self.folder / "figures"):
+            files.remove_temporary(folder, ".*.tmp")
+        found = list(self.store.root.glob(".*.tmp*"))
+        if {each["pid"] for each in lease.living(self.store.leases)} == {os.getpid()}:
+            for path in found:
+                path.unlink(missing_ok=True)
+
+    def _tidy(self) -> None:
+        import shutil
+
+        from diffult_ray import build
+
+        build.tidy([*self.plan.stages, *(t.stage for t in self.plan.trials)], self.store)
+        shutil.rmtree(self.store.tune(self.plan.sweep.name), ignore_errors=True)
 
     # --- what is there ---
 
@@ -192,11 +221,17 @@ class Session:
         return None if uri is None else tracking.masked(uri)
 
     def _tracking_uri(self) -> str | None:
+        """As asked for; one that this sweep has logged to may be away for now, and costs no result."""
         uri = self._uri()
         if uri is not None:
             from diffult_ray import tracking
 
-            tracking.check(uri)
+            try:
+                tracking.check(uri)
+            except BadInput as refused:
+                if definition.tracked_at(self.folder) != self._shown_uri():
+                    raise
+                self.narrator.say(f"warning: {refused}; the sweep goes on and logs when it is back")
         return uri
 
     def _check_request(self) -> None:
@@ -288,7 +323,7 @@ class Session:
         if not missing:
             return
         capacity = cluster.connect(self.arguments.address, verbose=self.arguments.verbose)
-        signal.signal(signal.SIGTERM, _interrupt)  # again: Ray has put a handler of its own in its place
+        interruption.listen()  # again: Ray has put a handler of its own in its place
         self.narrator.say(f"Ray: {capacity.origin} with {capacity.cpus:g} CPUs and {capacity.gpus:g} GPUs")
         cluster.check_fits(self.plan, capacity)
         if capacity.fleet is not None:  # a cluster that others have set up

@@ -326,11 +326,8 @@ class Tracker:
         Args:
             history: columns `step`, `seconds` (since the start: the curves' time axis) and the curves.
         """
-        before = list(self._search("diffult.key", key))
-        if any(run.info.status == "FINISHED" for run in before):
+        if self._finished(list(self._search("diffult.key", key))):
             return
-        for broken in before:
-            self._client.delete_run(broken.info.run_id)
         own = {"diffult.stage": stage, "diffult.key": key, **(tags or {})}
         run = self._create(f"{stage} {key[:8]}", own, metrics.get("seconds"))
         curves = list(_curves(history))
@@ -416,7 +413,19 @@ class Tracker:
         return self._client.search_runs([self._experiment], wanted, order_by=["attributes.start_time ASC"])
 
     def _find(self, tag: str, value: str, child: bool = False) -> Run | None:
-        return next(iter(self._search(tag, value, child)), None)
+        """The run with a tag; a second one is of a request that was sent again, and goes."""
+        first, *others = self._search(tag, value, child) or [None]
+        for other in others:
+            self._client.delete_run(other.info.run_id)
+        return first
+
+    def _finished(self, runs: Sequence[Run]) -> bool:
+        """Whether one of the runs of a stage is whole; the others are removed."""
+        whole = next((run for run in runs if run.info.status == "FINISHED"), None)
+        for run in runs:
+            if run is not whole:
+                self._client.delete_run(run.info.run_id)
+        return whole is not None
 
     def _create(self, name: str, tags: Mapping[str, str], seconds: float | None) -> Run:
         """A child run that started `seconds` ago."""

@@ -47,7 +47,7 @@ def run(
     table = {t.key: t for t in trials}
     each = trials[0].stage.resources
     fits = _fits(each, capacity)
-    folder = store.root / "work" / f"tune-{name.replace('/', '-')}"
+    folder = store.tune(name)
     shutil.rmtree(folder, ignore_errors=True)
     watcher = Watcher(table, store, narrator, on_end)
     trainable = tune.with_parameters(_trial, stages={k: t.stage for k, t in table.items()}, store=store)
@@ -92,8 +92,12 @@ def _trial(config: dict[str, Any], *, stages: dict[str, Any], store: Store) -> N
     """One Tune trial: its classifier, in this process or under a nested TorchTrainer."""
     stage = stages[config["trial"]]
     found = store.find(stage)
-    artifact = found if found is not None else build_one(stage, store)
-    tune.report({"accuracy": artifact.summary["accuracy"]})
+    try:
+        artifact = found if found is not None else build_one(stage, store)
+    except FloatingPointError as error:  # again it would end alike
+        tune.report({"error": first_line(error)})
+    else:
+        tune.report({"accuracy": artifact.summary["accuracy"]})
 
 
 def _file_name(trial: Trial) -> str:
@@ -112,7 +116,7 @@ class Watcher(tune.Callback):
         return {}
 
     def on_trial_complete(self, iteration, trials, trial, **info) -> None:
-        self._end(trial.config["trial"], None)
+        self._end(trial.config["trial"], trial.last_result.get("error"))
 
     def on_trial_error(self, iteration, trials, trial, **info) -> None:
         if trial.status == "ERROR":

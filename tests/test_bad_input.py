@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from diffult_ray import sweep
+from diffult_ray import interruption, sweep
 
 SMALL = """\
 name: small
@@ -30,9 +30,10 @@ def _alone(monkeypatch):
     """No storage or cluster of the environment's; the signal handler of `main` goes with the test."""
     for name in ("DIFFULT_STORAGE", "RAY_ADDRESS"):
         monkeypatch.delenv(name, raising=False)
-    before = signal.getsignal(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in interruption.SIGNALS}
     yield
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture

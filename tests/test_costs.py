@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from diffult_ray import config, files
+from diffult_ray import config, fence, files
 from diffult_ray.costs import Costs
 from diffult_ray.plan import Plan, make_plan, text
 from diffult_ray.store import Store
@@ -134,7 +134,7 @@ def test_the_plan_says_what_is_left_and_what_sharing_saves(store):
 def test_a_partly_built_stage_says_how_far_it_is(store):
     made = plan(generator={"steps": 400, "channels": [8]})
     generator = next(s for s in made.stages if s.name == "generator")
-    files.write_json(store.work(generator) / "progress.json", {"done": 100, "total": 800})
+    files.write_json(fence.enter(store.work(generator)) / "progress.json", {"done": 100, "total": 800})
     told = [line for line in text(made, store) if generator.key in line]
     assert "partly built, 25%" in told[0] and "about 6:40, from generator" in told[0]
 

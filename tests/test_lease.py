@@ -23,7 +23,7 @@ SPAWN = multiprocessing.get_context("spawn")
 def slow_builder(orders, resources) -> None:
     """Notes who builds, then takes a while."""
     (order,) = orders
-    with open(order.out.parents[3] / "built.txt", "a") as file:
+    with open(order.out.parents[5] / "built.txt", "a") as file:
         file.write(f"{os.getpid()}\n")
     time.sleep(float(os.environ.get("SLOW", "0.5")))
     files.write_json(order.out / "summary.json", {"by": os.getpid()})
@@ -124,6 +124,14 @@ def test_an_owner_that_slept_too_long_learns_that_it_lost(tmp_path, quick):
         with pytest.raises(lease.Lost, match="split-a was taken over"):
             held.check()
     assert files.read_json(other)["owner"] == "o"  # and it leaves the other's alone
+
+
+def test_a_beat_that_comes_late_brings_no_lease_back(tmp_path):
+    kept = lease.Lease(tmp_path / "split-a.json", {})
+    assert kept.take(None)
+    kept.release()
+    kept.refresh()
+    assert not kept.path.exists()
 
 
 def test_a_driver_that_lost_its_lease_commits_nothing(tmp_path, monkeypatch):

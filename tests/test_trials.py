@@ -33,11 +33,21 @@ def test_a_trial_that_ends_without_its_metric_has_failed(plan, tmp_path):
 
     watch, told, said, store = watcher(plan, tmp_path)
     first = plan.trials[0]
-    watch.on_trial_complete(1, [], SimpleNamespace(config={"trial": first.key}))
+    watch.on_trial_complete(1, [], SimpleNamespace(config={"trial": first.key}, last_result={}))
     assert told == {first.key: "ended without a metric"}
     assert f"trial 1/{len(plan.trials)} {first.title}: FAILED" in said.getvalue()
     record = results.record(first, store, told[first.key])
     assert (record["status"], record["error"]) == ("failed", "ended without a metric")
+
+
+def test_a_trial_that_has_diverged_says_so(plan, tmp_path):
+    from types import SimpleNamespace
+
+    watch, told, _, _ = watcher(plan, tmp_path)
+    first = plan.trials[0]
+    result = {"error": "the loss is not finite"}
+    watch.on_trial_complete(1, [], SimpleNamespace(config={"trial": first.key}, last_result=result))
+    assert told == {first.key: "the loss is not finite"}
 
 
 def test_a_trial_that_tune_never_told_of_has_failed(plan, tmp_path):

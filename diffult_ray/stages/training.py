@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
 CHECKPOINT_SECONDS = 30.0  # at most this much training is lost to an interruption
 PROGRESS_SECONDS = 1.0
 STATE = "state.safetensors"
+KEPT = 2  # checkpoints: the one before is used where the last one is damaged
+DIVERGED = "diverged.json"
 
 Loop = Callable[["Run", Mapping[str, Any]], None]
 
@@ -29,7 +33,7 @@ class Run:
     device: torch.device
     rank: int = 0
     world: int = 1
-    resume: Path | None = None
+    checkpoints: Path | None = None  # a folder of `checkpoint_*`, later ones by name
     report: Callable[[Path], None] | None = None
     checkpoint_seconds: float = CHECKPOINT_SECONDS
     readers: int = 1
@@ -50,10 +54,15 @@ class Run:
         return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
 
     def restore(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
-        """Tensors and numbers of the last checkpoint."""
-        if self.resume is None:
-            return None
-        return files.read_state(self.resume / STATE)
+        """Tensors and numbers of the last checkpoint that is whole; the same one on every rank."""
+        kept = sorted(self.checkpoints.glob(f"checkpoint_*/{STATE}")) if self.checkpoints else []
+        if self.world == 1:
+            return next(_whole(reversed(kept)), (None, None))[1]
+        import torch.distributed as dist
+
+        chosen = [next(_whole(reversed(kept)), (None, None))[0] if self.is_first else None]
+        dist.broadcast_object_list(chosen, src=0, device=self.device)
+        return None if chosen[0] is None else files.read_state(chosen[0])
 
     def should_save(self) -> bool:
         """Whether it is time for a checkpoint; the same answer on every rank."""
@@ -97,6 +106,16 @@ class Run:
         files.write_json(self.work / "progress.json", {"done": done, "total": total, **facts})
 
 
+def _whole(paths: Iterable[Path]) -> Iterator[tuple[Path, Any]]:
+    """(path, state) of the checkpoints that can be read."""
+    for path in paths:
+        try:
+            yield path, files.read_state(path)
+        except Exception as error:  # safetensors has a kind of its own
+            told = f"warning: checkpoint {path.parent} is damaged ({error}); the one before is used"
+            print(told, file=sys.stderr, flush=True)
+
+
 def train(loop: Loop, payload: Mapping[str, Any], *, resources: Any, work: Path, name: str) -> None:
     """Run a loop under TorchTrainer, in or outside of a Tune trial.
 
@@ -108,6 +127,9 @@ def train(loop: Loop, payload: Mapping[str, Any], *, resources: Any, work: Path,
         resources: workers, and CPUs and GPUs a worker.
         work: an absolute folder that all workers see.
         name: of the run; it holds the hash of its configuration.
+
+    Raises:
+        FloatingPointError: if the training has diverged.
     """
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
@@ -118,13 +140,14 @@ def train(loop: Loop, payload: Mapping[str, Any], *, resources: Any, work: Path,
         from ray.tune.integration.ray_train import TuneReportCallback
 
         callbacks.append(TuneReportCallback())
+    _drop_half_written(work / name)
     per_worker = {"CPU": resources.cpus}
     if resources.gpus:
         per_worker["GPU"] = resources.gpus
     TorchTrainer(
         _worker,
         train_loop_config={
-            "loop": loop, "payload": dict(payload), "work": str(work),
+            "loop": loop, "payload": dict(payload), "work": str(work), "name": name,
             "cpus": resources.cpus, "gpus": resources.gpus, "readers": resources.readers,
             "checkpoint_seconds": CHECKPOINT_SECONDS,
         },
@@ -137,10 +160,27 @@ def train(loop: Loop, payload: Mapping[str, Any], *, resources: Any, work: Path,
             name=name,
             storage_path=str(work),
             failure_config=FailureConfig(max_failures=3),
-            checkpoint_config=CheckpointConfig(num_to_keep=1),
+            checkpoint_config=CheckpointConfig(num_to_keep=KEPT),
             callbacks=callbacks,
         ),
     ).fit()
+    if (work / DIVERGED).exists():
+        told = files.read_json(work / DIVERGED)
+        shutil.rmtree(work)  # what Train takes for a finished run
+        raise FloatingPointError(told)
+
+
+def _drop_half_written(run: Path) -> None:
+    """Train does not start over its own list of checkpoints unless that is whole, and writes it in place."""
+    path = run / "checkpoint_manager_snapshot.json"
+    try:
+        listed = [each["checkpoint_dir_name"] for each in files.read_json(path)["checkpoint_results"]]
+    except FileNotFoundError:
+        return
+    except (ValueError, TypeError, KeyError):
+        listed = [""]
+    if not all(name and (run / name).exists() for name in listed):
+        path.unlink()
 
 
 def _worker(config: dict[str, Any]) -> None:
@@ -149,7 +189,6 @@ def _worker(config: dict[str, Any]) -> None:
 
     torch.set_num_threads(max(1, int(config["cpus"])))
     context = ray.train.get_context()
-    checkpoint = ray.train.get_checkpoint()
 
     def report(folder: Path) -> None:
         first = context.get_world_rank() == 0
@@ -163,12 +202,16 @@ def _worker(config: dict[str, Any]) -> None:
         device=device.pick(config["gpus"]),
         rank=context.get_world_rank(),
         world=context.get_world_size(),
-        resume=Path(checkpoint.path) if checkpoint else None,
+        checkpoints=Path(config["work"]) / config["name"],
         report=report,
         checkpoint_seconds=config["checkpoint_seconds"],
         readers=config["readers"],
     )
-    config["loop"](run, config["payload"])
+    try:
+        config["loop"](run, config["payload"])
+    except FloatingPointError as error:  # Train would try it three times more, to the same end
+        if run.is_first:
+            files.write_json(run.work / DIVERGED, str(error))
 
 
 def run_here(loop: Loop, payload: Mapping[str, Any], *, resources: Any, work: Path) -> None:
@@ -178,15 +221,19 @@ def run_here(loop: Loop, payload: Mapping[str, Any], *, resources: Any, work: Pa
     from diffult_ray.method import device
 
     torch.set_num_threads(max(1, int(resources.cpus)))
-    kept = work / "checkpoint"
+    kept = work / "checkpoints"
 
     def report(folder: Path) -> None:
-        files.write_bytes(kept / STATE, (folder / STATE).read_bytes())
+        before = sorted(kept.glob("checkpoint_*"))
+        number = int(before[-1].name.partition("_")[2]) + 1 if before else 0
+        files.write_bytes(kept / f"checkpoint_{number:06d}" / STATE, (folder / STATE).read_bytes())
+        for old in before[: 1 - KEPT]:
+            shutil.rmtree(old)
 
     run = Run(
         work=work,
         device=device.pick(resources.gpus),
-        resume=kept if (kept / STATE).exists() else None,
+        checkpoints=kept,
         report=report,
         readers=resources.readers,
     )

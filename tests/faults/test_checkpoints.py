@@ -1,0 +1,157 @@
+"""A generator goes on from its last checkpoint, from the one before if that is damaged, or from the start.
+
+Rows of the loss curve carry the seconds at which they were made, so that those which a later run has
+taken over from a checkpoint are told apart from those of steps that it trained again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import SafetensorError
+
+from diffult_ray import files
+from diffult_ray.store import Store
+from tests.faults.door import Door, Tally, wait_for
+from tests.faults.one_generator import stage
+
+STEPS = 600
+SECONDS = 0.5  # between two checkpoints, in place of 30
+
+
+class Builder(Door):
+    """Builds one generator in a process of its own."""
+
+    def command(self, *arguments: str) -> list[str]:
+        given = [str(self.storage), str(STEPS), str(SECONDS)]
+        return [sys.executable, "-m", "tests.faults.one_generator", *given]
+
+    @property
+    def checkpoints(self) -> list[Path]:
+        """Those that are whole: one more may have been on its way when the driver was killed."""
+        return sorted(filter(is_whole, self.of_train("checkpoint_*/state.safetensors")))
+
+    def of_train(self, pattern: str) -> Iterator[Path]:
+        """Files in the folder that Ray Train keeps."""
+        return (self.storage / "work").glob(f"generator-*/*/generator-*/{pattern}")
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        return files.read_json(Store(self.storage).folder(stage(STEPS)) / "history.json")
+
+    @property
+    def weights(self) -> dict[str, torch.Tensor]:
+        (path,) = (Store(self.storage).folder(stage(STEPS)) / "unet").glob("*.safetensors")
+        return files.read_tensors(path)
+
+    def stop_after_two_checkpoints(self) -> None:
+        self.begin()
+        wait_for(lambda: len(self.checkpoints) >= 2 or self.process.poll() is not None, 300)
+        self.kill()
+        wait_for(lambda: not self.processes(), what="workers of a killed driver")
+
+
+@pytest.fixture(scope="module")
+def new_builder(new_faulty: Callable[[], Door]) -> Callable[[], Builder]:
+    def make() -> Builder:
+        door = new_faulty()
+        return Builder(storage=door.storage, sweep=door.sweep, ray=door.ray)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def undisturbed(new_builder: Callable[[], Builder]) -> Builder:
+    builder = new_builder()
+    builder.finish()
+    return builder
+
+
+def is_whole(path: Path) -> bool:
+    try:
+        return bool(files.read_state(path))
+    except (OSError, SafetensorError):
+        return False
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def trained_before(path: Path) -> list[dict[str, Any]]:
+    """The rows of the loss curve that a checkpoint holds."""
+    return files.read_state(path)[1]["history"]
+
+
+# Which of the checkpoints are cut, oldest first, and the one that is gone on from.
+CASES = {"none": ([], -1), "the last": ([-1], -2), "all": (None, None)}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_generator_goes_on_from_a_checkpoint_that_is_whole(
+    case: str, undisturbed: Builder, new_builder: Callable[[], Builder], tally: Tally
+):
+    which, source = CASES[case]
+    builder = new_builder()
+    with tally.fault():
+        builder.stop_after_two_checkpoints()
+        kept = builder.checkpoints
+        before = [] if source is None else trained_before(kept[source])
+        for path in kept if which is None else [kept[i] for i in which]:
+            cut(path)
+        builder.finish()
+        assert len(before) > 0 or source is None
+        assert builder.rows[: len(before)] == before
+        assert [row["step"] for row in builder.rows] == [row["step"] for row in undisturbed.rows]
+        assert [row["loss"] for row in builder.rows] == [row["loss"] for row in undisturbed.rows]
+        found, expected = builder.weights, undisturbed.weights
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+        assert not list((builder.storage / "work").glob("*"))
+
+
+def test_trains_own_list_of_checkpoints_is_cut(
+    undisturbed: Builder, new_builder: Callable[[], Builder], tally: Tally
+):
+    builder = new_builder()
+    with tally.fault():
+        builder.stop_after_two_checkpoints()
+        (path,) = builder.of_train("checkpoint_manager_snapshot.json")
+        before = trained_before(builder.checkpoints[-1])
+        cut(path)
+        builder.finish()
+        assert before and builder.rows[: len(before)] == before
+        assert [row["loss"] for row in builder.rows] == [row["loss"] for row in undisturbed.rows]
+
+
+def test_the_workers_of_a_killed_driver_never_write_beside_the_next_one(
+    undisturbed: Builder, new_builder: Callable[[], Builder], tally: Tally
+):
+    """They are stopped, so that they live on while the next driver builds; then they are let go on."""
+    builder = new_builder()
+    with tally.fault():
+        builder.begin()
+        wait_for(lambda: builder.checkpoints or builder.process.poll() is not None, 300)
+        late = [int(line.split()[0]) for line in builder.processes() if "RayTrainWorker" in line]
+        assert late
+        for pid in late:
+            os.kill(pid, signal.SIGSTOP)
+        builder.kill()
+        builder.begin()
+        wait_for(lambda: len(builder.checkpoints) >= 2 or builder.process.poll() is not None, 300)
+        for pid in late:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+        assert builder.end() == 0, builder.said[-1]
+        found, expected = builder.weights, undisturbed.weights
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+        assert [row["loss"] for row in builder.rows] == [row["loss"] for row in undisturbed.rows]
+        wait_for(lambda: not builder.processes(), what="workers of a killed driver")
+        assert not list((builder.storage / "work").glob("*"))
