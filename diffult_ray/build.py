@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from diffult_ray import files, lease
+from diffult_ray.budget import OverBudget, Purse
 from diffult_ray.cluster import Capacity
 from diffult_ray.pipeline import Stage
 from diffult_ray.progress import Narrator, clock
@@ -163,24 +164,28 @@ def build_all(
     capacity: Capacity,
     narrator: Narrator,
     on_built: Callable[[Stage, Artifact], None],
+    purse: Purse,
 ) -> dict[str, Exception]:
-    """Build what is not stored of `stages` (inputs first).
+    """Build what is not stored of `stages` (inputs first), as far as the budget goes.
 
     Returns:
-        {key of a stage that failed or could not start: its error}; the others are built.
+        {key of a stage that failed or could not start: its error}; the others are built. Of one that
+        was left for the budget, or for lack of one that was, the error is `OverBudget`.
     """
     waiting = jobs_for([s for s in stages if store.find(s) is None])
     failed: dict[str, Exception] = {}
     running: dict[Future[Any], Job] = {}
     while waiting or running:
+        _leave(waiting, store, purse, failed, narrator)
         _drop_hopeless(waiting, failed)
         if not running:
             _add_lost(waiting, store)
-        for job in _startable(waiting, running, capacity, store):
+        for job in _startable(waiting, running, capacity, store, purse):
             narrator.say(f"{_names(job)}: started")
             running[_start(job, store, narrator)] = job
         done, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
         for future in done:
+            purse.settle(running[future].stages)
             _finish(running.pop(future), future, failed, narrator, on_built)
         for job in running.values():
             _tell(job, store, narrator)
@@ -202,22 +207,40 @@ def _start(job: Job, store: Store, narrator: Narrator) -> Future[list[Artifact]]
     return future
 
 
-def _startable(waiting: list[Job], running, capacity: Capacity, store: Store) -> list[Job]:
+def _is_ready(job: Job, store: Store) -> bool:
+    return all(store.find(s) for s in job.inputs)
+
+
+def _leave(waiting: list[Job], store: Store, purse: Purse, failed: dict[str, Exception], narrator) -> None:
+    """Take off `waiting` what the budget will not pay for: of generators of one family, the longest first."""
+    for job in [j for j in waiting if purse.limits and _is_ready(j, store)]:
+        while job.stages and (reason := purse.lacks(job.stages)):
+            stage = job.stages.pop()
+            failed[stage.key] = OverBudget(reason)
+            narrator.say(f"{_names(Job([stage]))}: left, {reason}")
+        if not job.stages:
+            waiting.remove(job)
+
+
+def _startable(waiting: list[Job], running, capacity: Capacity, store: Store, purse: Purse) -> list[Job]:
     """Jobs in order whose inputs are stored and which fit beside what runs; taken off `waiting`."""
     cpus = capacity.cpus - sum(j.request[0] for j in running.values())
     gpus = capacity.gpus - sum(j.request[1] for j in running.values())
-    ready = [j for j in waiting if all(store.find(s) for s in j.inputs)]
+    ready = [j for j in waiting if _is_ready(j, store)]
     chosen: list[Job] = []
     while ready:
         job = ready.pop(0)
         if job.request[0] > cpus + 1e-9 or job.request[1] > gpus + 1e-9:
             break  # first come, first served: nothing passes a large job for ever
+        if not purse.take(job.stages):
+            continue  # until what runs has ended, perhaps sooner than was estimated
         cpus, gpus = cpus - job.request[0], gpus - job.request[1]
         waiting.remove(job)
-        for other in [o for o in ready if _may_join(job, o)]:
-            job.stages += other.stages
-            waiting.remove(other)
-            ready.remove(other)
+        for other in list(ready):
+            if _may_join(job, other) and purse.take(other.stages):
+                job.stages += other.stages
+                waiting.remove(other)
+                ready.remove(other)
         chosen.append(job)
     return chosen
 

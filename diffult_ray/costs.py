@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -113,6 +114,16 @@ class Costs:
             self._told[told] = None if rate is None else (rate, f"from {named}{where}")
         return self._told[told]
 
+    def add(self, manifest: Mapping[str, Any]) -> None:
+        """Take in an artifact that was stored after the others were read."""
+        rates, key = self._rates, manifest["key"]
+        if key not in self._nodes:
+            node = _node(key, {key: manifest}, self._nodes)
+            if node is not None:
+                _add_rate(rates, node, self._units(node))
+        self._made.clear()
+        self._told.clear()
+
     def left(self, stage: Stage, done: float) -> float | None:
         """Seconds until a stage that is partly built is whole."""
         seconds = self.of(stage).seconds
@@ -167,12 +178,8 @@ class Costs:
         """Shape -> (seconds a unit, artifact) of each stored artifact of it."""
         rates: dict[str, list[tuple[float, Node]]] = {}
         for node in self._nodes.values():
-            try:
-                units, kind = self._units(node), shape(node)
-            except KeyError:  # of a version with other keys
-                continue
-            if units and node.manifest["seconds"] > 0:
-                rates.setdefault(kind, []).append((node.manifest["seconds"] / units, node))
+            with suppress(KeyError):  # of a version with other keys
+                _add_rate(rates, node, self._units(node))
         return rates
 
     def _units(self, node: Stage | Node) -> float | None:
@@ -198,6 +205,11 @@ class Costs:
         except (OSError, ValueError, KeyError):
             return None
         return sum(max(0, node.config["per_class"] - n) for n in counts)
+
+
+def _add_rate(rates: dict[str, list[tuple[float, Node]]], node: Node, units: float | None) -> None:
+    if units and node.manifest["seconds"] > 0:
+        rates.setdefault(shape(node), []).append((node.manifest["seconds"] / units, node))
 
 
 def _node(key: str, manifests: Mapping[str, Any], nodes: dict[str, Node]) -> Node | None:

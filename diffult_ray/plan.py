@@ -149,14 +149,16 @@ def text(plan: Plan, store: Store) -> Iterator[str]:
         yield (f"  {stage.name:<10} {stage.key}  {far:<17}  used by {uses} trials  {told}, {estimate.basis}")
     for status in ("stored", "partly built", "to build"):
         trials = [s for s, found, _ in rows[len(plan.stages) :] if found == status]
-        figures = f", {_figures(plan, costs.total(trials))}" if trials and status != "stored" else ""
-        yield f"  trials {status}: {len(trials)}{figures}"
+        told = f", {figures(plan, costs.total(trials))}" if trials and status != "stored" else ""
+        yield f"  trials {status}: {len(trials)}{told}"
     left = [s for s, status, _ in rows if status != "stored"]
-    yield f"left to do: {_figures(plan, costs.total(left, done))}"
+    total = costs.total(left, done)
+    yield f"left to do: {figures(plan, total)}"
+    yield from _budget(plan, total)
     yield _saved(costs)
 
 
-def _figures(plan: Plan, total: Total) -> str:
+def figures(plan: Plan, total: Total) -> str:
     """Seconds, hours and cost of stages one after another; side by side they end earlier."""
     if total.unknown and not total.seconds:
         return "unknown, nothing like it is stored"
@@ -167,6 +169,18 @@ def _figures(plan: Plan, total: Total) -> str:
     parts += [f"cost {cost:.2f}"] if cost is not None else []
     parts += [f"and {total.unknown} stages of which nothing is known"] if total.unknown else []
     return ", ".join(parts)
+
+
+def _budget(plan: Plan, total: Total) -> Iterator[str]:
+    """Each limit of the sweep beside what is left to do; of wall time, as if nothing ran side by side."""
+    amounts = {
+        "hours": ("hours", total.seconds / 3600), "gpu_hours": ("GPU-hours", total.gpu_hours),
+        "cost": ("of cost", total.price(plan.sweep.price)),
+    }
+    for key, limit in plan.sweep.tune.budget.limits.items():
+        unit, amount = amounts[key]
+        share = "" if not amount else f", of about {amount:.3g} that are left to do"
+        yield f"budget: {limit:g} {unit}{share}"
 
 
 def _saved(costs: Costs) -> str:

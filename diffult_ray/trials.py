@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ray import tune
+from ray.tune.search import Searcher
 
+from diffult_ray.budget import Purse
 from diffult_ray.build import build_one, first_line
 from diffult_ray.cluster import Capacity
 from diffult_ray.plan import Trial
@@ -31,15 +34,17 @@ def run(
     capacity: Capacity,
     narrator: Narrator,
     on_end: OnEnd,
+    purse: Purse,
     *,
     name: str,
     concurrency: int | None = None,
 ) -> None:
-    """Train each trial's classifier.
+    """Train each trial's classifier, as far as the budget goes.
 
     Args:
         trials: distinct, of which none is stored.
         on_end: called in the driver with a trial and None, or its error, when it has ended.
+        purse: of what it cannot pay for, it is told.
         concurrency: trials at a time; by default what fits.
     """
     if not trials:
@@ -49,12 +54,19 @@ def run(
     fits = _fits(each, capacity)
     folder = store.root / "work" / f"tune-{name.replace('/', '-')}"
     shutil.rmtree(folder, ignore_errors=True)
-    watcher = Watcher(table, store, narrator, on_end)
+    waiting = Queue(trials, purse, narrator)
+
+    def ended(trial: Trial, error: str | None) -> None:
+        purse.settle([trial.stage])
+        on_end(trial, error)
+
+    watcher = Watcher(table, store, narrator, ended)
     trainable = tune.with_parameters(_trial, stages={k: t.stage for k, t in table.items()}, store=store)
     tuner = tune.Tuner(
         tune.with_resources(trainable, _request(each)),
-        param_space={"trial": tune.grid_search(list(table))},
         tune_config=tune.TuneConfig(
+            search_alg=waiting,
+            num_samples=len(trials),
             max_concurrent_trials=min(fits, concurrency or fits),
             reuse_actors=each.workers == 1,
             trial_name_creator=lambda t: _file_name(table[t.config["trial"]]),
@@ -70,7 +82,9 @@ def run(
         ),
     )
     tuner.fit()
+    watcher.left -= {t.key for t in waiting.left}
     watcher.settle()
+    purse.leave([t.stage for t in waiting.left])
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -98,6 +112,38 @@ def _trial(config: dict[str, Any], *, stages: dict[str, Any], store: Store) -> N
 
 def _file_name(trial: Trial) -> str:
     return trial.title.replace(" ", ",").replace("/", "_")[:80]
+
+
+class Queue(Searcher):
+    """Hands trials to Tune in their order, each when the budget lets it start."""
+
+    def __init__(self, trials: Sequence[Trial], purse: Purse, narrator: Narrator) -> None:
+        super().__init__()
+        self.waiting, self.left = deque(trials), []
+        self.purse, self.narrator = purse, narrator
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # as of the Watcher
+
+    def suggest(self, trial_id: str) -> Any:
+        """The next trial; None until one that runs has ended, perhaps sooner than was estimated."""
+        while self.waiting:
+            trial = self.waiting[0]
+            if self.purse.take([trial.stage]):
+                return {"trial": self.waiting.popleft().key}
+            reason = self.purse.lacks([trial.stage])
+            if reason is None:
+                return None
+            if not self.left:
+                self.narrator.say(f"trial {trial.title}: left, {reason}")
+            self.left.append(self.waiting.popleft())
+        return Searcher.FINISHED
+
+    def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
+        pass
+
+    def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
+        """Nothing is ever restored from it."""
 
 
 class Watcher(tune.Callback):
