@@ -138,7 +138,7 @@ def text(plan: Plan, store: Store) -> Iterator[str]:
     """
     from diffult_ray.costs import Costs
 
-    costs, rows = Costs(plan, store), describe(plan, store)
+    costs, rows = Costs(plan, store, counted=True), describe(plan, store)
     done = {s.key: progress(s, store) for s, status, _ in rows if status == "partly built"}
     yield f"sweep {plan.sweep.name}: {len(plan.trials)} trials, {len(plan.stages)} stages before them"
     for stage, status, uses in rows[: len(plan.stages)]:
