@@ -55,7 +55,7 @@ class Purse:
     def settle(self, stages: Sequence[Stage]) -> None:
         """Stages that were taken, and were built in one go, have ended, one way or another."""
         starts = [self._running.pop(s.key)[1] for s in stages if s.key in self._running]
-        self.spent.add(stages[0], time.monotonic() - min(starts))
+        self.spent.add(stages[0], time.monotonic() - min(starts) if starts else 0.0)
 
     def lacks(self, stages: Sequence[Stage]) -> str | None:
         """Why these can not be started in this run, whatever those that run will take; None if they can."""

@@ -8,9 +8,10 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from diffult_ray import files, lease
+from diffult_ray import files, lease, prefix
 from diffult_ray.budget import OverBudget, Purse
 from diffult_ray.cluster import Capacity
 from diffult_ray.pipeline import Stage
@@ -96,7 +97,7 @@ def _build_missing(stages: Sequence[Stage], store: Store, held: lease.Held) -> l
     _check_inputs(stages, store)
     module, _, function = BUILDERS[stages[0].name].partition(":")
     builder = getattr(importlib.import_module(module), function)
-    orders = [_order(s, store) for s in stages]
+    orders = [_order(s, store, stages) for s in stages]
     for attempt in (1, 2):
         _run(builder, orders, stages[0].resources)
         held.check()
@@ -108,7 +109,7 @@ def _build_missing(stages: Sequence[Stage], store: Store, held: lease.Held) -> l
         if attempt == 2:
             raise RuntimeError(f"{stages[0].label} ended without its summary")
     seconds = time.monotonic() - start
-    artifacts = [store.commit(s, seconds=seconds * share) for s, share in _shares(stages)]
+    artifacts = [store.commit(s, seconds=_whole(store.folder(s), seconds * n)) for s, n in _shares(stages)]
     for stage in stages:
         store.discard_work(stage)
     return artifacts
@@ -134,10 +135,19 @@ def _run(builder: Callable[..., None], orders: Sequence[Order], resources: Any) 
         raise
 
 
-def _order(stage: Stage, store: Store) -> Order:
+def _whole(out: Path, seconds: float) -> float:
+    """Seconds from nothing, also of a training that went on from a checkpoint or from a shorter one."""
+    return max(seconds, files.read_json(out / "summary.json").get("train_seconds") or 0.0)
+
+
+def _order(stage: Stage, store: Store, together: Sequence[Stage]) -> Order:
+    inputs = {name: store.folder(s) for name, s in stage.inputs.items()}
+    begun = prefix.start(together[0] if stage.name == "generator" else stage, store)
+    if begun is not None and store.find(begun) is not None:
+        inputs["start"] = store.folder(begun)
     return Order(
         config=dict(stage.config),
-        inputs={name: store.folder(s) for name, s in stage.inputs.items()},
+        inputs=inputs,
         out=store.folder(stage),
         work=store.work(stage),
     )
@@ -158,6 +168,11 @@ def jobs_for(stages: Sequence[Stage]) -> list[Job]:
     return [Job(sorted(each, key=lambda s: s.config.get("steps") or 0)) for each in families.values()]
 
 
+def _jobs(stages: Sequence[Stage], store: Store) -> list[Job]:
+    """As `jobs_for`, but no job passes a stored generator that a part of it can go on from."""
+    return [Job(run) for job in jobs_for(stages) for run in prefix.runs(job.stages, store)]
+
+
 def build_all(
     stages: Sequence[Stage],
     store: Store,
@@ -172,7 +187,7 @@ def build_all(
         {key of a stage that failed or could not start: its error}; the others are built. Of one that
         was left for the budget, or for lack of one that was, the error is `OverBudget`.
     """
-    waiting = jobs_for([s for s in stages if store.find(s) is None])
+    waiting = _jobs([s for s in stages if store.find(s) is None], store)
     failed: dict[str, Exception] = {}
     running: dict[Future[Any], Job] = {}
     while waiting or running:
@@ -226,14 +241,18 @@ def _startable(waiting: list[Job], running, capacity: Capacity, store: Store, pu
     """Jobs in order whose inputs are stored and which fit beside what runs; taken off `waiting`."""
     cpus = capacity.cpus - sum(j.request[0] for j in running.values())
     gpus = capacity.gpus - sum(j.request[1] for j in running.values())
+    busy = {j.stage.family for j in running.values()}
     ready = [j for j in waiting if _is_ready(j, store)]
     chosen: list[Job] = []
     while ready:
         job = ready.pop(0)
         if job.request[0] > cpus + 1e-9 or job.request[1] > gpus + 1e-9:
             break  # first come, first served: nothing passes a large job for ever
+        if job.stage.family in busy:
+            continue  # they share a work folder
         if not purse.take(job.stages):
             continue  # until what runs has ended, perhaps sooner than was estimated
+        busy.add(job.stage.family)
         cpus, gpus = cpus - job.request[0], gpus - job.request[1]
         waiting.remove(job)
         for other in list(ready):
@@ -249,7 +268,7 @@ def _add_lost(waiting: list[Job], store: Store) -> None:
     """Put what was stored at the start, and was damaged or removed since, before those that wait for it."""
     known = {s.key for j in waiting for s in j.stages}
     needed = {s.key: s for j in waiting for i in j.inputs for s in i.walk() if s.key not in known}
-    waiting[:0] = jobs_for([s for s in needed.values() if store.find(s) is None])
+    waiting[:0] = _jobs([s for s in needed.values() if store.find(s) is None], store)
 
 
 def _may_join(job: Job, other: Job) -> bool:

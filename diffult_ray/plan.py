@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from diffult_ray import config, files, pipeline
+from diffult_ray import config, files, pipeline, prefix
 from diffult_ray.config import Experiment, Sweep
 from diffult_ray.pipeline import Stage
 from diffult_ray.progress import clock
@@ -115,11 +115,16 @@ def describe(plan: Plan, store: Store) -> list[tuple[Stage, str, int]]:
 def _status(stage: Stage, store: Store) -> str:
     if store.look(stage):
         return "stored"
-    return "partly built" if store.work(stage).exists() else "to build"
+    begun = store.work(stage).exists() or prefix.start(stage, store) is not None
+    return "partly built" if begun else "to build"
 
 
 def progress(stage: Stage, store: Store) -> float:
-    """The share of a partly built stage that is done, as it last told."""
+    """The share of a partly built stage that is done, as it last told, or as it is stored."""
+    return max(_told(stage, store), prefix.share(stage, store))
+
+
+def _told(stage: Stage, store: Store) -> float:
     try:
         found = files.read_json(store.work(stage) / "progress.json")
         done, total = found["done"], found["total"]
