@@ -122,23 +122,20 @@ class Costs:
         units = self._units(stage)
         if units == 0:
             return Estimate(0.0, "nothing to make")
-        alike = None if units is None else self._alike(shape(stage), resources_of(stage))
-        if alike is None and units is not None and self.counted:
-            alike = self._from_flops(stage)
-        if alike is None:
+        known = None if units is None else self._known(stage)
+        if known is None:
             return Estimate(None, f"no {stage.name} like it in the store")
-        fixed, unit, basis = alike
+        fixed, unit, basis = known
         return Estimate(fixed + unit * units, basis)
 
-    def _alike(self, kind: str, resources: Mapping[str, float]) -> tuple[float, float, str] | None:
-        """Seconds of the start and a unit of the stored stages of a shape, on the same resources if any."""
+    def _known(self, stage: Stage) -> tuple[float, float, str] | None:
+        """Seconds of the start and of a unit, and their basis."""
+        kind, resources = shape(stage), resources_of(stage)
         told = kind, tuple(resources.values())
         if told not in self._told:
             alike = self._rates.get(kind, [])
-            same = [r for r in alike if r.node.manifest.get("resources") == resources]
-            chosen, where = (same, "") if same else (alike, " on other resources")
-            named = chosen[0].node.label if len(chosen) == 1 else f"{len(chosen)} like stages"
-            self._told[told] = (*_median(chosen), f"from {named}{where}") if chosen else None
+            from_flops = self._from_flops(stage) if self.counted and not alike else None
+            self._told[told] = _alike(alike, resources) if alike else from_flops
         return self._told[told]
 
     def _from_flops(self, stage: Stage) -> tuple[float, float, str] | None:
@@ -273,6 +270,14 @@ def _add_rate(rates: dict[str, list[Rate]], node: Node, units: float | None) -> 
 
 def _median(rates: Sequence[Rate]) -> tuple[float, float]:
     return statistics.median(r.fixed for r in rates), statistics.median(r.unit for r in rates)
+
+
+def _alike(rates: Sequence[Rate], resources: Mapping[str, float]) -> tuple[float, float, str]:
+    """Of stored stages of one shape: those on the same resources if there are any."""
+    same = [r for r in rates if r.node.manifest.get("resources") == resources]
+    chosen, where = (same, "") if same else (rates, " on other resources")
+    named = chosen[0].node.label if len(chosen) == 1 else f"{len(chosen)} like stages"
+    return *_median(chosen), f"from {named}{where}"
 
 
 def _group(node: Stage | Node) -> str | None:

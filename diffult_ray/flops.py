@@ -7,11 +7,19 @@ own network, precision and threads, for about a second.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
+import os
+import platform
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffult_ray import files
@@ -25,6 +33,7 @@ if TYPE_CHECKING:
 KNOWN = {"digits": (8, 1, 10, 144), "cifar10": (32, 3, 10, 5000), "cifar100": (32, 3, 100, 500)}
 CLASSES = 1000  # of a set that was not read yet: they are few of a network's FLOPs
 TRAINED = ("extractor", "reference", "classifier")
+DAY = 86400.0  # seconds that a rate is taken to hold
 SECONDS = 0.5  # of a measurement, at least
 LARGEST = 4e10  # FLOPs of a step in it, unless one image has more; on a GPU a hundred times as many
 
@@ -111,14 +120,38 @@ class Network:
 @lru_cache(maxsize=256)
 def forward(network: Network) -> float:
     """FLOPs of one image's forward pass."""
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
 
-    with torch.device("meta"):
-        model = network.build().eval()
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(*network.inputs(1, "meta"))
-    return float(counter.get_total_flops())
+    def count() -> float:
+        import torch
+        from torch.utils.flop_counter import FlopCounterMode
+
+        with torch.device("meta"):
+            model = network.build().eval()
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model(*network.inputs(1, "meta"))
+        return float(counter.get_total_flops())
+
+    return _noted(["forward", network.kind, network.settings], count)
+
+
+def _noted(what: Any, find: Callable[[], float]) -> float:
+    """A number that was found on this machine by this user within a day, or is found now.
+
+    Torch and diffusers take seconds to import, and a plan that needs nothing else of them goes without.
+    """
+    known = [what, platform.node(), os.cpu_count(), version("torch"), version("diffusers")]
+    name = hashlib.sha256(json.dumps(known).encode()).hexdigest()[:32]
+    path = Path(tempfile.gettempdir()) / f"diffult-rates-{os.getuid()}" / name
+    try:
+        if time.time() - path.stat().st_mtime < DAY:
+            return float(files.read_json(path))
+    except (OSError, ValueError, TypeError):
+        pass
+    found = find()
+    with suppress(OSError):
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        files.write_json(path, found)
+    return found
 
 
 # --- stages ----------------------------------------------------------------------------------------
@@ -194,18 +227,22 @@ def _steps_of_an_epoch(stage: Any, facts: Facts) -> int | None:
 
 def here(work: Work, resources: Mapping[str, float]) -> float | None:
     """FLOPs a second of all workers, if each is as fast as this machine; None where it lacks a GPU."""
+    gpu, threads = resources["gpus"] > 0, max(1, int(resources["cpus"]))
+    if gpu and not _has_gpu():
+        return None
+    settings = work.network, work.training, work.batch, work.precision, threads, gpu
+    told = [work.network.kind, work.network.settings, *settings[1:]]
+    share = min(1.0, resources["gpus"]) if gpu else 1.0
+    return _noted(["rate", *told], lambda: _measure(*settings)) * share * resources["workers"]
+
+
+def _has_gpu() -> bool:
     import torch
 
-    if resources["gpus"] and not torch.cuda.is_available():
-        return None
-    share = min(1.0, resources["gpus"]) if resources["gpus"] else 1.0
-    threads = max(1, int(resources["cpus"]))
-    found = _measured(work.network, work.training, work.batch, work.precision, threads, resources["gpus"] > 0)
-    return found * share * resources["workers"]
+    return torch.cuda.is_available()
 
 
-@lru_cache(maxsize=64)
-def _measured(
+def _measure(
     network: Network, training: bool, batch: int, precision: str, threads: int, gpu: bool
 ) -> float:
     import torch

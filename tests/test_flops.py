@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 
 import pytest
@@ -86,6 +87,17 @@ def test_a_measured_rate_is_of_all_workers_and_leaves_torch_as_it_was():
     one = flops.here(found, {"workers": 1, "cpus": 1.0, "gpus": 0.0})
     assert flops.here(found, {"workers": 3, "cpus": 1.0, "gpus": 0.0}) == 3 * one > 0
     assert torch.get_num_threads() == threads
+
+
+def test_a_rate_is_measured_once_a_day(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    found = work("generator", generator={"steps": 9, "channels": [8]})
+    one = {"workers": 1, "cpus": 1.0, "gpus": 0.0}
+    first = flops.here(found, one)
+    assert flops.here(found, one) == first
+    for note in tmp_path.glob("diffult-rates-*/*"):
+        os.utime(note, (0, 0))
+    assert flops.here(found, one) != first
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is of machines without a GPU")
