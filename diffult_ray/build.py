@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diffult_ray import fence, files, lease
+from diffult_ray import fence, files, lease, prefix
+from diffult_ray.budget import OverBudget, Purse
 from diffult_ray.cluster import Capacity
 from diffult_ray.pipeline import Stage
 from diffult_ray.progress import Narrator, clock
@@ -108,7 +109,7 @@ def _build_missing(stages: Sequence[Stage], store: Store, held: lease.Held) -> l
             raise RuntimeError(f"{stages[0].label} ended without its summary")
     seconds = time.monotonic() - start
     artifacts = [
-        store.commit(s, made=order.out, seconds=seconds * share)
+        store.commit(s, made=order.out, seconds=_whole(order.out, seconds * share))
         for (s, share), order in zip(_shares(stages), orders, strict=True)
     ]
     for stage in stages:
@@ -139,7 +140,7 @@ def _run(builder: Callable[..., None], stages: Sequence[Stage], store: Store) ->
     folders = list(dict.fromkeys(map(store.work, stages)))
     made = [each for folder in folders for each in (folder, *files.missing(folder.parent))]
     rooms = {folder: fence.enter(folder) for folder in folders}
-    orders = [_order(s, store, rooms[store.work(s)]) for s in stages]
+    orders = [_order(s, store, rooms[store.work(s)], stages) for s in stages]
     try:
         for order in orders:
             order.out.mkdir(parents=True, exist_ok=True)
@@ -152,10 +153,19 @@ def _run(builder: Callable[..., None], stages: Sequence[Stage], store: Store) ->
     return orders
 
 
-def _order(stage: Stage, store: Store, room: Path) -> Order:
+def _whole(out: Path, seconds: float) -> float:
+    """Seconds from nothing, also of a training that went on from a checkpoint or from a shorter one."""
+    return max(seconds, files.read_json(out / "summary.json").get("train_seconds") or 0.0)
+
+
+def _order(stage: Stage, store: Store, room: Path, together: Sequence[Stage]) -> Order:
+    inputs = {name: store.folder(s) for name, s in stage.inputs.items()}
+    begun = prefix.start(together[0] if stage.name == "generator" else stage, store)
+    if begun is not None and store.find(begun) is not None:
+        inputs["start"] = store.folder(begun)
     return Order(
         config=dict(stage.config),
-        inputs={name: store.folder(s) for name, s in stage.inputs.items()},
+        inputs=inputs,
         out=room / fence.OUTS / stage.key,
         work=room,
     )
@@ -176,30 +186,39 @@ def jobs_for(stages: Sequence[Stage]) -> list[Job]:
     return [Job(sorted(each, key=lambda s: s.config.get("steps") or 0)) for each in families.values()]
 
 
+def _jobs(stages: Sequence[Stage], store: Store) -> list[Job]:
+    """As `jobs_for`, but no job passes a stored generator that a part of it can go on from."""
+    return [Job(run) for job in jobs_for(stages) for run in prefix.runs(job.stages, store)]
+
+
 def build_all(
     stages: Sequence[Stage],
     store: Store,
     capacity: Capacity,
     narrator: Narrator,
     on_built: Callable[[Stage, Artifact], None],
+    purse: Purse,
 ) -> dict[str, Exception]:
-    """Build what is not stored of `stages` (inputs first).
+    """Build what is not stored of `stages` (inputs first), as far as the budget goes.
 
     Returns:
-        {key of a stage that failed or could not start: its error}; the others are built.
+        {key of a stage that failed or could not start: its error}; the others are built. Of one that
+        was left for the budget, or for lack of one that was, the error is `OverBudget`.
     """
-    waiting = jobs_for([s for s in stages if store.find(s) is None])
+    waiting = _jobs([s for s in stages if store.find(s) is None], store)
     failed: dict[str, Exception] = {}
     running: dict[Future[Any], Job] = {}
     while waiting or running:
+        _leave(waiting, store, purse, failed, narrator)
         _drop_hopeless(waiting, failed)
         if not running:
             _add_lost(waiting, store)
-        for job in _startable(waiting, running, capacity, store):
+        for job in _startable(waiting, running, capacity, store, purse):
             narrator.say(f"{_names(job)}: started")
             running[_start(job, store, narrator)] = job
         done, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
         for future in done:
+            purse.settle(running[future].stages)
             _finish(running.pop(future), future, failed, narrator, on_built)
         for job in running.values():
             _tell(job, store, narrator)
@@ -221,22 +240,44 @@ def _start(job: Job, store: Store, narrator: Narrator) -> Future[list[Artifact]]
     return future
 
 
-def _startable(waiting: list[Job], running, capacity: Capacity, store: Store) -> list[Job]:
+def _is_ready(job: Job, store: Store) -> bool:
+    return all(store.find(s) for s in job.inputs)
+
+
+def _leave(waiting: list[Job], store: Store, purse: Purse, failed: dict[str, Exception], narrator) -> None:
+    """Take off `waiting` what the budget will not pay for: of generators of one family, the longest first."""
+    for job in [j for j in waiting if purse.limits and _is_ready(j, store)]:
+        while job.stages and (reason := purse.lacks(job.stages)):
+            stage = job.stages.pop()
+            failed[stage.key] = OverBudget(reason)
+            narrator.say(f"{_names(Job([stage]))}: left, {reason}")
+        if not job.stages:
+            waiting.remove(job)
+
+
+def _startable(waiting: list[Job], running, capacity: Capacity, store: Store, purse: Purse) -> list[Job]:
     """Jobs in order whose inputs are stored and which fit beside what runs; taken off `waiting`."""
     cpus = capacity.cpus - sum(j.request[0] for j in running.values())
     gpus = capacity.gpus - sum(j.request[1] for j in running.values())
-    ready = [j for j in waiting if all(store.find(s) for s in j.inputs)]
+    busy = {j.stage.family for j in running.values()}
+    ready = [j for j in waiting if _is_ready(j, store)]
     chosen: list[Job] = []
     while ready:
         job = ready.pop(0)
         if job.request[0] > cpus + 1e-9 or job.request[1] > gpus + 1e-9:
             break  # first come, first served: nothing passes a large job for ever
+        if job.stage.family in busy:
+            continue  # they share a work folder
+        if not purse.take(job.stages):
+            continue  # until what runs has ended, perhaps sooner than was estimated
+        busy.add(job.stage.family)
         cpus, gpus = cpus - job.request[0], gpus - job.request[1]
         waiting.remove(job)
-        for other in [o for o in ready if _may_join(job, o)]:
-            job.stages += other.stages
-            waiting.remove(other)
-            ready.remove(other)
+        for other in list(ready):
+            if _may_join(job, other) and purse.take(other.stages):
+                job.stages += other.stages
+                waiting.remove(other)
+                ready.remove(other)
         chosen.append(job)
     return chosen
 
@@ -245,7 +286,7 @@ def _add_lost(waiting: list[Job], store: Store) -> None:
     """Put what was stored at the start, and was damaged or removed since, before those that wait for it."""
     known = {s.key for j in waiting for s in j.stages}
     needed = {s.key: s for j in waiting for i in j.inputs for s in i.walk() if s.key not in known}
-    waiting[:0] = jobs_for([s for s in needed.values() if store.find(s) is None])
+    waiting[:0] = _jobs([s for s in needed.values() if store.find(s) is None], store)
 
 
 def _may_join(job: Job, other: Job) -> bool:

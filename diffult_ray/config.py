@@ -576,10 +576,23 @@ class Axis(Section):
         return min(max(math.exp(rng.uniform(math.log(low), math.log(high))), low), high)
 
 
+class Budget(Section):
+    """What one command may spend. It then starts nothing more, and what runs is let to end."""
+
+    hours: Float | None = Field(None, gt=0)  # of wall time
+    gpu_hours: Float | None = Field(None, gt=0)  # of the GPUs that its stages and trials hold
+    cost: Float | None = Field(None, gt=0)  # of these and their CPUs, by `price`
+
+    @property
+    def limits(self) -> dict[str, float]:
+        return {k: v for k, v in self if v is not None}
+
+
 class Tune(Section):
     samples: Int = Field(1, ge=1)  # draws of the uniform, loguniform and choice axes
     concurrency: Int | None = Field(None, ge=1)  # trials at a time; None: what fits the cluster
     seed: Seed = 0
+    budget: Budget = Budget()
 
 
 class Tracking(Section):
@@ -726,6 +739,7 @@ def load(sweep: str = "digits", overrides: Sequence[str] = (), overlay: str | No
     built._source = source
     _ = built.cells  # each is checked now, before anything starts
     _check_expected(built)
+    _check_budget(built)
     return built
 
 
@@ -755,7 +769,7 @@ def _is_section(info: FieldInfo) -> bool:
 
 SECTIONS = {name: info.annotation for name, info in Experiment.model_fields.items() if _is_section(info)}
 KEYS = tuple(known_keys())
-SWEEP_KEYS = ("name", "description", "baselines", *(f"tune.{k}" for k in Tune.model_fields),
+SWEEP_KEYS = ("name", "description", "baselines", *known_keys(Tune, "tune."),
               *(f"tracking.{k}" for k in Tracking.model_fields), *(f"price.{k}" for k in Price.model_fields))
 
 # How fast a stage runs, how results are measured, and which images choose: they make no other trial.
@@ -1089,6 +1103,20 @@ def _refused(cell: Experiment, where: Mapping[str, Any]) -> Any:
     except ValidationError as error:
         return error.errors()[0]
     return None
+
+
+def _check_budget(sweep: Sweep) -> None:
+    """Refuse a limit of cost where what is to be paid has no price."""
+    cost, price = sweep.tune.budget.cost, sweep.price
+    sections = {id(cell.resources): cell.resources for cell in sweep.cells}.values()
+    on_gpus = any(getattr(each, stage).gpus > 0 for each in sections for stage in Resources.model_fields)
+    needed = "gpu_hour" if on_gpus else "cpu_hour"
+    if cost is not None and getattr(price, needed) is None:
+        raise BadInput(
+            where=sweep._source.place(["tune.budget.cost"]),
+            rule=f"needs a price, price.{needed}", value=cost,
+            advice="set it, or limit tune.budget.hours or gpu_hours",
+        )
 
 
 def has_value(e: Experiment, key: str, value: Any) -> bool:

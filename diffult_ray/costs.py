@@ -1,19 +1,22 @@
 """What a plan will take, from the seconds of like stages in the store, and what sharing saves.
 
 Alike are stages of one name, network, batch and kind of images; their seconds scale with the steps,
-or with images times sampling steps. A stage that is like no stored one is unknown, and said to be.
+or with images times sampling steps. A stage that is like no stored one is estimated from its FLOPs, at
+the rate that a stored one of a similar size reached, or that is measured here.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from diffult_ray import files
+from diffult_ray import flops
 from diffult_ray.store import read_manifest, resources_of
 
 if TYPE_CHECKING:
@@ -23,7 +26,14 @@ if TYPE_CHECKING:
     from diffult_ray.store import Store
 
 TRAINING = ("architecture", "batch_size", "augmentation", "precision")
-UNET = ("channels", "blocks", "attention", "batch_size", "precision", "objective")
+UNET = ("channels", "blocks", "attention", "batch_size", "precision", "objective", "regulariser")
+GROUPS = {  # stages whose networks reach alike many FLOPs a second
+    "extractor": "classifier", "reference": "classifier", "classifier": "classifier", "scores": "scores",
+    "generator": "generator", "images": "sampling", "quality": "sampling",
+}
+SIMILAR = 8.0  # by how much the FLOPs of two networks may differ
+START = {"classifier": 1.0, "split": 0.0}  # seconds before the work begins, where none is stored
+OTHERS_START = 9.0  # of workers and actors, on two cores
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +45,10 @@ class Node:
     config: Mapping[str, Any]
     inputs: Mapping[str, Node]
     manifest: Mapping[str, Any]
+
+    @property
+    def label(self) -> str:
+        return f"{self.name} {self.key[:8]}"
 
 
 @dataclass(frozen=True)
@@ -70,9 +84,21 @@ class Total:
         return self.gpu_hours * (price.gpu_hour or 0.0) + self.cpu_hours * (price.cpu_hour or 0.0)
 
 
+@dataclass(frozen=True)
+class Rate:
+    """What a stored stage took: seconds for its start and its end, and for each unit of its work."""
+
+    fixed: float
+    unit: float
+    node: Node
+
+
 @dataclass
 class Costs:
     """Estimates for the stages of a plan.
+
+    Args:
+        counted: whether a stage that is like no stored one is estimated from its FLOPs; else it is unknown.
 
     Raises:
         BadInput: if a newer version wrote an artifact of the store.
@@ -80,8 +106,9 @@ class Costs:
 
     plan: Plan
     store: Store
+    counted: bool = False
     _made: dict[str, Estimate] = field(default_factory=dict)
-    _told: dict[Any, tuple[float, str] | None] = field(default_factory=dict)
+    _told: dict[Any, tuple[float, float, str] | None] = field(default_factory=dict)
 
     def of(self, stage: Stage) -> Estimate:
         if stage.key not in self._made:
@@ -95,23 +122,64 @@ class Costs:
         units = self._units(stage)
         if units == 0:
             return Estimate(0.0, "nothing to make")
-        alike = None if units is None else self._rate(shape(stage), resources_of(stage))
-        if alike is None:
+        known = None if units is None else self._known(stage)
+        if known is None:
             return Estimate(None, f"no {stage.name} like it in the store")
-        return Estimate(alike[0] * units, alike[1])
+        fixed, unit, basis = known
+        return Estimate(fixed + unit * units, basis)
 
-    def _rate(self, kind: str, resources: Mapping[str, float]) -> tuple[float, str] | None:
-        """Seconds a unit of the stored stages of a shape, of those on the same resources if there are any."""
+    def _known(self, stage: Stage) -> tuple[float, float, str] | None:
+        """Seconds of the start and of a unit, and their basis."""
+        kind, resources = shape(stage), resources_of(stage)
         told = kind, tuple(resources.values())
         if told not in self._told:
             alike = self._rates.get(kind, [])
-            same = [(rate, node) for rate, node in alike if node.manifest.get("resources") == resources]
-            chosen, where = (same, "") if same else (alike, " on other resources")
-            named = f"{chosen[0][1].name} {chosen[0][1].key[:8]}" if len(chosen) == 1 else (
-                f"{len(chosen)} like stages")
-            rate = statistics.median(rate for rate, _ in chosen) if chosen else None
-            self._told[told] = None if rate is None else (rate, f"from {named}{where}")
+            from_flops = self._from_flops(stage) if self.counted and not alike else None
+            self._told[told] = _alike(alike, resources) if alike else from_flops
         return self._told[told]
+
+    def _from_flops(self, stage: Stage) -> tuple[float, float, str] | None:
+        """The same from FLOPs, at the rate of a stored stage of a similar size, or one measured here."""
+        work, resources = self._work(stage), resources_of(stage)
+        if work is None:
+            return None
+        known = self._nearest(stage, work)
+        reached = None if known is not None and known[1] < SIMILAR else flops.here(work, resources)
+        if reached is not None:
+            fixed, how = START.get(stage.name, OTHERS_START), "measured here"
+        elif known is not None:
+            rate, _, reached = known
+            fixed, how = rate.fixed, f"as {rate.node.label} reached"
+        else:
+            return None
+        a_second = f"{_si(work.forward)}FLOP an image at {_si(reached)}FLOP/s"
+        return fixed, work.flops / reached, f"from {a_second}, {how}"
+
+    def _nearest(self, stage: Stage, work: flops.Work) -> tuple[Rate, float, float] | None:
+        """A stored stage on the same resources, how far its network's size is off, and its FLOPs a second."""
+        found = []
+        for rates in self._rates.values():
+            rate = min(rates, key=lambda r: abs(r.unit - _median(rates)[1]))
+            same = rate.node.manifest.get("resources") == resources_of(stage)
+            other = self._work(rate.node) if same and _group(rate.node) == _group(stage) else None
+            if other is not None:
+                off = abs(math.log(other.forward / work.forward))
+                found.append((rate, math.exp(off), other.flops / rate.unit))
+        return min(found, key=lambda f: (f[1], f[0].node.name != stage.name), default=None)
+
+    def _work(self, node: Stage | Node) -> flops.Work | None:
+        split = node.inputs.get("split")
+        return None if split is None else flops.work_of(node, flops.facts_of(split, self.store))
+
+    def add(self, manifest: Mapping[str, Any]) -> None:
+        """Take in an artifact that was stored after the others were read."""
+        rates, key = self._rates, manifest["key"]
+        if key not in self._nodes:
+            node = _node(key, {key: manifest}, self._nodes)
+            if node is not None:
+                _add_rate(rates, node, self._units(node))
+        self._made.clear()
+        self._told.clear()
 
     def left(self, stage: Stage, done: float) -> float | None:
         """Seconds until a stage that is partly built is whole."""
@@ -163,16 +231,12 @@ class Costs:
         return nodes
 
     @cached_property
-    def _rates(self) -> dict[str, list[tuple[float, Node]]]:
-        """Shape -> (seconds a unit, artifact) of each stored artifact of it."""
-        rates: dict[str, list[tuple[float, Node]]] = {}
+    def _rates(self) -> dict[str, list[Rate]]:
+        """Shape -> what each stored artifact of it took."""
+        rates: dict[str, list[Rate]] = {}
         for node in self._nodes.values():
-            try:
-                units, kind = self._units(node), shape(node)
-            except KeyError:  # of a version with other keys
-                continue
-            if units and node.manifest["seconds"] > 0:
-                rates.setdefault(kind, []).append((node.manifest["seconds"] / units, node))
+            with suppress(KeyError):  # of a version with other keys
+                _add_rate(rates, node, self._units(node))
         return rates
 
     def _units(self, node: Stage | Node) -> float | None:
@@ -190,14 +254,46 @@ class Costs:
         return self._images(node.inputs["images"]) if node.name == "scores" else 1
 
     def _images(self, node: Stage | Node) -> int | None:
-        """How many images a pool has, or will have; None before its split is stored."""
+        """How many images a pool has, or will have; None before a split of unknown size is stored."""
         if isinstance(node, Node):
             return node.manifest["summary"].get("made_now", node.manifest["summary"].get("images"))
-        try:
-            counts = files.read_json(self.store.folder(node.inputs["split"]) / "split.json")["class_counts"]
-        except (OSError, ValueError, KeyError):
-            return None
-        return sum(max(0, node.config["per_class"] - n) for n in counts)
+        return flops.facts_of(node.inputs["split"], self.store).lacking(node.config["per_class"])
+
+
+def _add_rate(rates: dict[str, list[Rate]], node: Node, units: float | None) -> None:
+    """A training's seconds scale with its steps but for its start and its end."""
+    seconds = node.manifest["seconds"]
+    loop = node.manifest["summary"].get("train_seconds") or seconds
+    if units and seconds > 0:
+        rates.setdefault(shape(node), []).append(Rate(max(0.0, seconds - loop), loop / units, node))
+
+
+def _median(rates: Sequence[Rate]) -> tuple[float, float]:
+    return statistics.median(r.fixed for r in rates), statistics.median(r.unit for r in rates)
+
+
+def _alike(rates: Sequence[Rate], resources: Mapping[str, float]) -> tuple[float, float, str]:
+    """Of stored stages of one shape: those on the same resources if there are any."""
+    same = [r for r in rates if r.node.manifest.get("resources") == resources]
+    chosen, where = (same, "") if same else (rates, " on other resources")
+    named = chosen[0].node.label if len(chosen) == 1 else f"{len(chosen)} like stages"
+    return *_median(chosen), f"from {named}{where}"
+
+
+def _group(node: Stage | Node) -> str | None:
+    return GROUPS.get(node.name)
+
+
+def _si(number: float) -> str:
+    """Three digits and the prefix of a unit.
+
+    >>> _si(12_400_000_000), _si(461)
+    ('12.4 G', '461 ')
+    """
+    for prefix, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.3g} {prefix}"
+    return f"{number:.3g} "
 
 
 def _node(key: str, manifests: Mapping[str, Any], nodes: dict[str, Node]) -> Node | None:

@@ -77,7 +77,7 @@ class Logbook:
             what went wrong, if anything is not logged: results are never lost for it.
         """
         self._queue.put(lambda: self._conclude(data))
-        return self.close(status)
+        return self._end(status, None)
 
     def close(self, status: str) -> Exception | None:
         """End the parent run with a status, after what is queued; a killed sweep waits 10 seconds at most.
@@ -85,9 +85,12 @@ class Logbook:
         Returns:
             what went wrong, if anything is not logged.
         """
+        return self._end(status, LAST_WAIT if status == "KILLED" else None)
+
+    def _end(self, status: str, wait: float | None) -> Exception | None:
         self._queue.put(lambda: self._tracker.finish(status))
         self._queue.put(None)
-        self._thread.join(LAST_WAIT if status == "KILLED" else None)
+        self._thread.join(wait)
         if self._thread.is_alive():
             return self.error or NotLogged(f"MLflow took longer than {LAST_WAIT:g} seconds")
         return self.error

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from diffult_ray import config, pipeline
+from diffult_ray import config, pipeline, prefix
 from diffult_ray.config import Experiment, Sweep
 from diffult_ray.pipeline import Stage
 from diffult_ray.progress import clock
@@ -115,11 +115,16 @@ def describe(plan: Plan, store: Store) -> list[tuple[Stage, str, int]]:
 def _status(stage: Stage, store: Store) -> str:
     if store.look(stage):
         return "stored"
-    return "partly built" if store.work(stage).exists() else "to build"
+    begun = store.work(stage).exists() or prefix.start(stage, store) is not None
+    return "partly built" if begun else "to build"
 
 
 def progress(stage: Stage, store: Store) -> float:
-    """The share of a partly built stage that is done, as it last told."""
+    """The share of a partly built stage that is done, as it last told, or as it is stored."""
+    return max(_told(stage, store), prefix.share(stage, store))
+
+
+def _told(stage: Stage, store: Store) -> float:
     found = store.progress(stage) or {"done": 0, "total": 0}
     done, total = found["done"], found["total"]
     if stage.name == "generator":
@@ -135,7 +140,7 @@ def text(plan: Plan, store: Store) -> Iterator[str]:
     """
     from diffult_ray.costs import Costs
 
-    costs, rows = Costs(plan, store), describe(plan, store)
+    costs, rows = Costs(plan, store, counted=True), describe(plan, store)
     done = {s.key: progress(s, store) for s, status, _ in rows if status == "partly built"}
     yield f"sweep {plan.sweep.name}: {len(plan.trials)} trials, {len(plan.stages)} stages before them"
     for stage, status, uses in rows[: len(plan.stages)]:
@@ -146,14 +151,16 @@ def text(plan: Plan, store: Store) -> Iterator[str]:
         yield (f"  {stage.name:<10} {stage.key}  {far:<17}  used by {uses} trials  {told}, {estimate.basis}")
     for status in ("stored", "partly built", "to build"):
         trials = [s for s, found, _ in rows[len(plan.stages) :] if found == status]
-        figures = f", {_figures(plan, costs.total(trials))}" if trials and status != "stored" else ""
-        yield f"  trials {status}: {len(trials)}{figures}"
+        told = f", {figures(plan, costs.total(trials))}" if trials and status != "stored" else ""
+        yield f"  trials {status}: {len(trials)}{told}"
     left = [s for s, status, _ in rows if status != "stored"]
-    yield f"left to do: {_figures(plan, costs.total(left, done))}"
+    total = costs.total(left, done)
+    yield f"left to do: {figures(plan, total)}"
+    yield from _budget(plan, total)
     yield _saved(costs)
 
 
-def _figures(plan: Plan, total: Total) -> str:
+def figures(plan: Plan, total: Total) -> str:
     """Seconds, hours and cost of stages one after another; side by side they end earlier."""
     if total.unknown and not total.seconds:
         return "unknown, nothing like it is stored"
@@ -164,6 +171,18 @@ def _figures(plan: Plan, total: Total) -> str:
     parts += [f"cost {cost:.2f}"] if cost is not None else []
     parts += [f"and {total.unknown} stages of which nothing is known"] if total.unknown else []
     return ", ".join(parts)
+
+
+def _budget(plan: Plan, total: Total) -> Iterator[str]:
+    """Each limit of the sweep beside what is left to do; of wall time, as if nothing ran side by side."""
+    amounts = {
+        "hours": ("hours", total.seconds / 3600), "gpu_hours": ("GPU-hours", total.gpu_hours),
+        "cost": ("of cost", total.price(plan.sweep.price)),
+    }
+    for key, limit in plan.sweep.tune.budget.limits.items():
+        unit, amount = amounts[key]
+        share = "" if not amount else f", of about {amount:.3g} that are left to do"
+        yield f"budget: {limit:g} {unit}{share}"
 
 
 def _saved(costs: Costs) -> str:

@@ -103,10 +103,10 @@ class Failure:
 
 
 def failures(data: ReportData) -> list[Failure]:
-    """The errors of the trials that are not done, each once, with the trials that met it."""
+    """The errors of the trials that failed, each once, with the trials that met it."""
     met: dict[str, list[str]] = {}
     for cell in summary.cells(data):
-        for _, row in cell.trials[cell.trials["status"] != "done"].iterrows():
+        for _, row in cell.trials[cell.trials["status"] == "failed"].iterrows():
             error = summary.plain(row["error"]) or "ended without a result"
             met.setdefault(str(error), []).append(f"{_name(cell, data)}, seed {row['seed']}")
     return [Failure(error, trials) for error, trials in met.items()]

@@ -39,27 +39,30 @@ def sweep_folder(store: Store, name: str) -> Path:
 def record(trial: Trial, store: Store, error: str | None) -> dict[str, Any]:
     """All that is known of a trial that has ended."""
     artifact = store.find(trial.stage)
-    base = {
+    if artifact is None:
+        return _base(trial, "failed", error or "ended without a result")
+    summary = artifact.summary
+    return {
+        **_base(trial, "done", None),
+        **{k: summary.get(k) for k in MEASURES},
+        "per_class_accuracy": summary["per_class_accuracy"],
+        "seconds": artifact.seconds,
+        **_of_pool(trial, store),
+    }
+
+
+def _base(trial: Trial, status: str, error: str | None) -> dict[str, Any]:
+    return {
         "trial": trial.key,
         "method": trial.experiment.method,
         "synthetic": trial.experiment.synthetic,
-        "status": "failed" if artifact is None else "done",
+        "status": status,
         "seed": trial.experiment.classifier.seed,
         "params": {k: _plain(v) for k, v in trial.point.items()},
         "cell": trial.cell,
         "stages": {s.name: s.key for s in trial.stage.walk()},
         "quality": trial.quality,
-        "error": (error or "ended without a result") if artifact is None else None,
-    }
-    if artifact is None:
-        return base
-    summary = artifact.summary
-    return {
-        **base,
-        **{k: summary.get(k) for k in MEASURES},
-        "per_class_accuracy": summary["per_class_accuracy"],
-        "seconds": artifact.seconds,
-        **_of_pool(trial, store),
+        "error": error,
     }
 
 
@@ -90,13 +93,16 @@ def read_record(trial: Trial, store: Store, name: str) -> dict[str, Any] | None:
         return None
 
 
-def table(plan: Plan, records: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
-    """`results.parquet`: one row a trial, in the order of the sweep, with docs' columns."""
+def table(plan: Plan, records: Mapping[str, Mapping[str, Any] | None]) -> pd.DataFrame:
+    """`results.parquet`: one row a trial, in the order of the sweep, with docs' columns.
+
+    A trial without a record was left for the budget: its status is `left`.
+    """
     import pandas as pd
 
     rows = []
     for trial in plan.trials:
-        found = records[trial.key]
+        found = records[trial.key] or _base(trial, "left", None)
         values = {k: found["params"].get(k) for k in plan.searched}
         known = {k: found.get(k) for k in ("trial", "method", "status", "seed", *COLUMNS_AFTER_SEARCHED)}
         rows.append({**known, **values})
@@ -146,9 +152,9 @@ def report_data(
         class_names=split["class_names"],
         class_counts=split["class_counts"],
         gallery={},
-        stages=_stage_table(plan, store, built),
+        stages=_stage_table(plan, store, built, frame),
         facts=facts,
-        notes=_notes(plan, store),
+        notes=[*_notes(plan, store), *_left(frame)],
         expected=matched(plan),
         differs=plan.sweep.differs,
     )
@@ -169,20 +175,35 @@ def _notes(plan: Plan, store: Store) -> list[str]:
     return list(dict.fromkeys(note for m in measured if m for note in m.summary["notes"]))
 
 
-def _stage_table(plan: Plan, store: Store, built: Mapping[str, float]) -> pd.DataFrame:
+def _left(frame: pd.DataFrame) -> list[str]:
+    left = int((frame["status"] == "left").sum())
+    return [f"{left} of {len(frame)} trials were left for the budget, and are not in here"] if left else []
+
+
+def _stage_table(
+    plan: Plan, store: Store, built: Mapping[str, float], frame: pd.DataFrame
+) -> pd.DataFrame:
     import pandas as pd
 
-    rows = []
+    failed, rows = set(frame[frame["status"] == "failed"]["trial"]), []
+    hit = {s.key for t in plan.trials if t.key in failed for s in t.upstream}
     for stage in plan.stages:
         artifact = store.find(stage)
         rows.append({
             "stage": stage.name,
             "key": stage.key,
-            "status": "built" if stage.key in built else ("stored" if artifact else "failed"),
+            "status": _status(artifact is not None, stage.key in built, stage.key in hit),
             "seconds": artifact.seconds if artifact else None,
             "trials": plan.uses[stage.key],
         })
     return pd.DataFrame(rows, columns=["stage", "key", "status", "seconds", "trials"])
+
+
+def _status(stored: bool, built: bool, hit: bool) -> str:
+    """Of a stage, of which trials that need it may have failed."""
+    if stored:
+        return "built" if built else "stored"
+    return "failed" if hit else "left"
 
 
 def gallery(trial: Trial, store: Store) -> dict[int, dict[str, np.ndarray]]:

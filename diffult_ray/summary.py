@@ -116,7 +116,7 @@ class Cell:
 
     @property
     def failed(self) -> int:
-        return len(self.trials) - len(self.done)
+        return int((self.trials["status"] == "failed").sum())
 
     def over_seeds(self, column: str) -> Estimate:
         """Of a column of the finished trials."""

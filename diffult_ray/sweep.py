@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from diffult_ray import __version__, config, definition, files, interruption, lease, metrics
+from diffult_ray.budget import OverBudget, Purse
+from diffult_ray.costs import Costs
 from diffult_ray.errors import BadInput, Refused
 from diffult_ray.plan import Plan, make_plan, text
 from diffult_ray.progress import Narrator
@@ -31,7 +33,9 @@ if TYPE_CHECKING:
     from diffult_ray.pipeline import Stage
     from diffult_ray.plan import Trial
 
-DONE, SOME_FAILED, INTERRUPTED = 0, 1, 130
+DONE, SOME_FAILED, SOME_LEFT, INTERRUPTED = 0, 1, 4, 130
+UNDONE = {"failed": SOME_FAILED, "left": SOME_LEFT}  # status of a trial -> exit code, the first that applies
+ENDS = {DONE: "FINISHED", SOME_FAILED: "FAILED", SOME_LEFT: "KILLED"}  # of the sweep's run in MLflow
 
 # What a storage answers that is full, or away for a while.
 AWAY = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE, errno.ENOTCONN, errno.ELOOP}
@@ -67,7 +71,8 @@ def _parser() -> Parser:
     parser = Parser(
         prog="diffult-ray",
         description="Run a DiffuLT sweep on Ray, or continue it.",
-        epilog="exit: 0 all trials done, 1 some failed, 2 bad input, 3 does not fit, 130 interrupted",
+        epilog="exit: 0 all trials done, 1 some failed, 2 bad input, 3 does not fit, 4 some left for the "
+        "budget, 130 interrupted",
     )
     parser.add_argument("sweep", nargs="?", default=None, help="a file or the name of a shipped sweep")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted keys to override")
@@ -113,6 +118,7 @@ class Session:
         self.plan, self.store, self.arguments, self.command = plan, store, arguments, command
         self.narrator = Narrator()
         self.built: dict[str, float] = {}
+        self.purse = Purse(Costs(plan, store), lambda: self.narrator.seconds)
         self.tracker: Any = None
 
     def run(self) -> int:
@@ -329,24 +335,30 @@ class Session:
         if capacity.fleet is not None:  # a cluster that others have set up
             preflight.check(self.plan, str(self.store.root), capacity, self.narrator.say)
         self._count_reused(stored, records)
-        failed = build.build_all(stages, self.store, capacity, self.narrator, self._stage_built)
+        failed = build.build_all(
+            stages, self.store, capacity, self.narrator, self._stage_built, self.purse
+        )
         ready = self._without_hopeless(missing, failed)
         from diffult_ray import trials  # imports Ray Tune, which reads what `connect` has set
 
         trials.run(
-            ready, self.store, capacity, self.narrator, self._trial_ended,
+            ready, self.store, capacity, self.narrator, self._trial_ended, self.purse,
             name=self.plan.sweep.name, concurrency=self.plan.sweep.tune.concurrency,
         )
 
     def _without_hopeless(self, missing: Sequence[Trial], failed: Mapping[str, Exception]) -> list[Trial]:
-        """The trials whose stages are all stored; the others end here."""
+        """The trials whose stages are all stored; the others end here, or are left for the budget."""
         from diffult_ray.build import first_line
 
         ready = []
+        self.purse.leave([s for s in self.plan.stages if isinstance(failed.get(s.key), OverBudget)])
         for trial in missing:
-            cause = next((failed[s.key] for s in trial.upstream if s.key in failed), None)
-            if cause is None:
+            causes = [failed[s.key] for s in trial.upstream if s.key in failed]
+            cause = next((c for c in causes if not isinstance(c, OverBudget)), None)
+            if not causes:
                 ready.append(trial)
+            elif cause is None:
+                self.purse.leave([trial.stage])
             else:
                 self._trial_ended(trial, f"a stage before it failed: {first_line(cause)}")
         return ready
@@ -368,6 +380,7 @@ class Session:
 
     def _stage_built(self, stage: Any, artifact: Any) -> None:
         self.built[stage.key] = artifact.seconds
+        self.purse.learn(artifact)
         sweep = self.plan.sweep.name
         metrics.count("diffult_stage_seconds", artifact.seconds, sweep=sweep, stage=stage.name)
         if self.tracker:
@@ -378,6 +391,8 @@ class Session:
 
         found = record(trial, self.store, error)
         write_record(found, self.store, self.plan.sweep.name)
+        if self.purse.limits and found["status"] == "done":
+            self.purse.learn(self.store.look(trial.stage))
         name, seconds = self.plan.sweep.name, found.get("seconds") or 0.0
         metrics.count("diffult_trials_done", sweep=name, status=found["status"])
         metrics.count("diffult_stage_seconds", seconds, sweep=name, stage="classifier")
@@ -403,9 +418,9 @@ class Session:
         data = results.report_data(self.plan, self.store, frame, self.built, self._facts())
         report.write(data, self.folder)
         statistics.write(data, self.folder)
-        done = bool((frame["status"] == "done").all())
-        error = self.tracker.conclude(data, "FINISHED" if done else "FAILED") if self.tracker else None
-        if done:
+        code = next((c for status, c in UNDONE.items() if (frame["status"] == status).any()), DONE)
+        error = self.tracker.conclude(data, ENDS[code]) if self.tracker else None
+        if code == DONE:
             files.write_json(self.folder / "finished.json", {
                 "id": self.plan.id,
                 "tracking": None if error else self._shown_uri(),
@@ -414,7 +429,9 @@ class Session:
         self._print_results(data)
         if error:
             print(f"warning: not all is in MLflow, the same command logs the rest: {error}", file=sys.stderr)
-        return DONE if done else SOME_FAILED
+        if self.purse.left:
+            print(self.purse.told())
+        return code
 
     def _facts(self) -> dict[str, str]:
         import platform

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ray import tune
+from ray.tune.search import BasicVariantGenerator
 
+from diffult_ray.budget import Purse
 from diffult_ray.build import build_one, first_line
 from diffult_ray.cluster import Capacity
 from diffult_ray.plan import Trial
@@ -31,15 +33,17 @@ def run(
     capacity: Capacity,
     narrator: Narrator,
     on_end: OnEnd,
+    purse: Purse,
     *,
     name: str,
     concurrency: int | None = None,
 ) -> None:
-    """Train each trial's classifier.
+    """Train each trial's classifier, as far as the budget goes.
 
     Args:
         trials: distinct, of which none is stored.
         on_end: called in the driver with a trial and None, or its error, when it has ended.
+        purse: of what it cannot pay for, it is told.
         concurrency: trials at a time; by default what fits.
     """
     if not trials:
@@ -49,13 +53,19 @@ def run(
     fits = _fits(each, capacity)
     folder = store.tune(name)
     shutil.rmtree(folder, ignore_errors=True)
-    watcher = Watcher(table, store, narrator, on_end)
+    queue = Queue(table, purse, narrator, min(fits, concurrency or fits))
+
+    def ended(trial: Trial, error: str | None) -> None:
+        purse.settle([trial.stage])
+        on_end(trial, error)
+
+    watcher = Watcher(table, store, narrator, ended)
     trainable = tune.with_parameters(_trial, stages={k: t.stage for k, t in table.items()}, store=store)
     tuner = tune.Tuner(
         tune.with_resources(trainable, _request(each)),
         param_space={"trial": tune.grid_search(list(table))},
         tune_config=tune.TuneConfig(
-            max_concurrent_trials=min(fits, concurrency or fits),
+            search_alg=queue,
             reuse_actors=each.workers == 1,
             trial_name_creator=lambda t: _file_name(table[t.config["trial"]]),
             trial_dirname_creator=lambda t: t.config["trial"],
@@ -70,7 +80,9 @@ def run(
         ),
     )
     tuner.fit()
+    watcher.left -= {t.key for t in queue.left}
     watcher.settle()
+    purse.leave([t.stage for t in queue.left])
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -102,6 +114,46 @@ def _trial(config: dict[str, Any], *, stages: dict[str, Any], store: Store) -> N
 
 def _file_name(trial: Trial) -> str:
     return trial.title.replace(" ", ",").replace("/", "_")[:80]
+
+
+class Queue(BasicVariantGenerator):
+    """Hands trials to Tune in their order, each when the budget lets it start."""
+
+    def __init__(
+        self, table: Mapping[str, Trial], purse: Purse, narrator: Narrator, max_concurrent: int
+    ) -> None:
+        super().__init__(max_concurrent=max_concurrent)
+        self.table, self.purse, self.narrator = table, purse, narrator
+        self.left: list[Trial] = []
+        self._next: Any = None
+
+    def next_trial(self) -> Any:
+        """The next trial; None until one that runs has ended, perhaps sooner than was estimated."""
+        while True:
+            self._next = self._next or super().next_trial()
+            if self._next is None:
+                return None
+            trial = self.table[self._next.config["trial"]]
+            if self.purse.take([trial.stage]):
+                found, self._next = self._next, None
+                return found
+            reason = self.purse.lacks([trial.stage])
+            if reason is None:
+                return None
+            self._leave(trial, reason)
+
+    def _leave(self, trial: Trial, reason: str) -> None:
+        if not self.left:
+            self.narrator.say(f"trial {trial.title}: left, {reason}")
+        self.left.append(trial)
+        self.on_trial_complete(self._next.trial_id)
+        self._next = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # as of the Watcher
+
+    def save_to_dir(self, dirpath: str, session_str: str) -> None:
+        """Nothing is ever restored from it."""
 
 
 class Watcher(tune.Callback):

@@ -29,7 +29,10 @@ def store_all(store: Store, made: Plan) -> None:
         folder = store.folder(stage)
         files.write_json(folder / "summary.json", {"images": 60, "accuracy": 50.0})
         if stage.name == "split":
-            files.write_json(folder / "split.json", {"class_counts": [10, 8, 6, 4, 2, 0]})
+            files.write_json(folder / "split.json", {
+                "class_counts": [10, 8, 6, 4, 2, 0], "class_names": list("abcdef"), "image_size": 8,
+                "channels": 1, "parts": {"balanced": 60},
+            })
         store.commit(stage, seconds=SECONDS[stage.name])
 
 
@@ -139,8 +142,30 @@ def test_a_partly_built_stage_says_how_far_it_is(store):
     assert "partly built, 25%" in told[0] and "about 6:40, from generator" in told[0]
 
 
-def test_an_empty_store_knows_nothing_and_stays_empty(tmp_path):
+def test_a_regulariser_takes_longer(store):
+    regularised = plan(generator={"steps": 100, "channels": [8], "regulariser": "cbdm"})
+    assert of(regularised, store, "generator").seconds is None
+
+
+def test_the_start_of_a_training_does_not_scale(store):
+    """Of 100 seconds, the loop took 80."""
+    made = plan(generator={"steps": 100, "channels": [16]})
+    generator = next(s for s in made.stages if s.name == "generator")
+    files.write_json(store.folder(generator) / "summary.json", {"train_seconds": 80.0})
+    store.commit(generator, seconds=100)
+    longer = plan(generator={"steps": 1000, "channels": [16]})
+    assert of(longer, store, "generator").seconds == 20 + 800
+
+
+def test_a_pool_of_a_known_set_is_counted_before_its_split_is_stored(store, tmp_path):
+    """10, 5, 3, 2, 1 images of IF 10 in digits' profile."""
+    made = plan(dataset={"imbalance_factor": 10, "max_per_class": 10})
+    lacking = sum(10 - n for n in (10, 7, 5, 4, 3, 2, 2, 1, 1, 1))
+    assert of(made, store, "images").seconds == pytest.approx(30 / 60 * lacking)
+
+
+def test_an_empty_store_is_measured_and_stays_empty(tmp_path):
     told = list(text(plan(), Store(tmp_path / "none")))
-    assert told[-2:] == ["left to do: unknown, nothing like it is stored",
-                         "sharing saves: unknown, nothing like these stages is stored"]
+    assert sum("measured here" in line for line in told) == 6
+    assert told[-2].startswith("left to do: about ") and told[-1].startswith("sharing saves about 0:00")
     assert not (tmp_path / "none").exists()

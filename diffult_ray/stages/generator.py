@@ -14,6 +14,7 @@ from diffult_ray import files
 from diffult_ray.stages import Order, feed
 from diffult_ray.stages.classifier import Recorder
 from diffult_ray.stages.training import (
+    STATE,
     Run,
     load_optimizer,
     optimizer_tensors,
@@ -59,7 +60,7 @@ def _loop(run: Run, payload: Mapping[str, Any]) -> None:
     model = _network(config, split).to(run.device, memory_format=layout)
     ema = _ema(model, config)
     optimizer = torch.optim.Adam(model.parameters(), lr=config["learning_rate"], fused=True)
-    first, history = _restore(run, model, ema, optimizer)
+    first, history = _restore(run, payload["inputs"].get("start"), model, ema, optimizer)
     wrapped = run.distribute(model)
     pictures, classes = _learnt(config, split)
     labels = classes.to(run.device)
@@ -94,7 +95,9 @@ def _loop(run: Run, payload: Mapping[str, Any]) -> None:
         ema.step(model.parameters())
         at_point = recorder.add(step + 1, loss, run.average)
         if run.is_first and step + 1 in outs:
-            _write(Path(outs[step + 1]), step + 1, model, ema, config, split, recorder.rows)
+            state = {"step": step + 1, "history": recorder.rows}
+            files.write_state(Path(outs[step + 1]) / STATE, _tensors(model, ema, optimizer), state)
+            _write(Path(outs[step + 1]), step + 1, model, ema, config, split, recorder.rows, first)
         if at_point:
             run.tell(step + 1, total, loss=recorder.last)
             # After the writing: a run that goes on from here does not pass this step again.
@@ -196,11 +199,13 @@ def _tensors(model, ema, optimizer) -> dict[str, torch.Tensor]:
     }
 
 
-def _restore(run: Run, model, ema, optimizer) -> tuple[int, list]:
-    kept = run.restore()
-    if kept is None:
+def _restore(run: Run, start: str | None, model, ema, optimizer) -> tuple[int, list]:
+    """Go on from the last checkpoint, or the generator of fewer steps, whichever is farther."""
+    states = [run.restore(), files.read_state(Path(start) / STATE) if start else None]
+    kept = [state for state in states if state is not None]
+    if not kept:
         return 0, []
-    tensors, numbers = kept
+    tensors, numbers = max(kept, key=lambda state: state[1]["step"])
     model.load_state_dict(unprefixed("model", tensors))
     shadow = unprefixed("ema", tensors)
     ema.shadow_params = [shadow[str(i)].to(run.device) for i in range(len(shadow))]
@@ -209,8 +214,12 @@ def _restore(run: Run, model, ema, optimizer) -> tuple[int, list]:
     return numbers["step"], numbers["history"]
 
 
-def _write(out: Path, step: int, model, ema, config, split, rows: list) -> None:
-    """The averaged weights as a diffusers model folder, and, last, the summary."""
+def _write(out: Path, step: int, model, ema, config, split, rows: list, first: int) -> None:
+    """The averaged weights as a diffusers model folder, and, last, the summary.
+
+    Args:
+        first: step that this run began at.
+    """
     from diffult_ray.method.diffusion import SIGMA_DATA
 
     ema.store(model.parameters())
@@ -228,6 +237,7 @@ def _write(out: Path, step: int, model, ema, config, split, rows: list) -> None:
     files.write_json(out / "summary.json", {
         "parameters": sum(p.numel() for p in model.parameters()),
         "steps": step,
+        "trained_now": step - first,
         "loss": rows[-1]["loss"] if rows else None,
         "images_per_second": rows[-1]["images_per_second"] if rows else None,
         "train_seconds": rows[-1]["seconds"] if rows else None,

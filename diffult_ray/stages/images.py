@@ -45,12 +45,13 @@ class SampleRows:
 def build(orders: Sequence[Order], resources: Any) -> None:
     """N_t - |c| images for every class c with |c| < N_t, in each order's `out/pool`.
 
-    Images that an interrupted build has left in the work folder are not made again.
+    Images that an interrupted build has left in the work folder, or that are in a stored pool of other
+    size, are not made again.
     """
     start = time.monotonic()
     wanted = [_wanted(order) for order in orders]
     missing = [
-        without(rows, read_parts(order.work / "parts", SCHEMA))
+        without(rows, _made(order))
         for order, rows in zip(orders, wanted, strict=True)
     ]
     total = sum(rows.num_rows for rows in missing)
@@ -70,6 +71,16 @@ def _wanted(order: Order) -> pa.Table:
     return pool.requests([max(0, per_class - n) for n in counts], order.config["seed"])
 
 
+def _made(order: Order) -> pa.Table:
+    """The images that there are, each once."""
+    parts = read_parts(order.work / "parts", SCHEMA)
+    if "start" not in order.inputs:
+        return parts
+    stored = pool.read_pool(order.inputs["start"]).table.select(SCHEMA.names).cast(SCHEMA)
+    every = pa.concat_tables([stored, without(parts, stored)])
+    return every.sort_by([("label", "ascending"), ("id", "ascending")])
+
+
 def _target(order: Order) -> dict[str, Any]:
     return {
         "generator": str(order.inputs["generator"]),
@@ -84,7 +95,7 @@ def _finish(order: Order, wanted: pa.Table, made_now: int, rate: float) -> None:
     Raises:
         RuntimeError: if an image is missing.
     """
-    made = read_parts(order.work / "parts", SCHEMA)
+    made = _made(order)
     table = made.filter(pc.is_in(made["seed"], value_set=wanted["seed"].combine_chunks()))
     if table.num_rows != wanted.num_rows:
         raise RuntimeError(f"{wanted.num_rows} images were to be made, {table.num_rows} are there")
