@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test slow autoscaling lint setup lock clean
+.PHONY: demo test slow clusters autoscaling lint setup lock clean
 
 setup: .venv/.ready
 
@@ -22,10 +22,14 @@ demo: setup
 	$(BIN)/python -m diffult_ray.sweep digits
 
 test: setup lint
-	$(BIN)/python -m pytest -m "not slow and not autoscaling"
+	$(BIN)/python -m pytest -m "not slow and not cluster and not autoscaling"
 
 slow: setup
 	$(BIN)/python -m pytest -m slow
+
+# Sweeps on several raylets, with machines that come, go and are drained; not part of .ci/run.
+clusters: setup
+	$(BIN)/python -m pytest -m cluster
 
 # A cluster of several nodes on this machine that grows and shrinks; not part of .ci/run.
 autoscaling: setup
