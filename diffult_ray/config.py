@@ -530,6 +530,16 @@ class Experiment(Section):
         return self
 
     @model_validator(mode="after")
+    def _can_share(self) -> Experiment:
+        most, batch = self.resources.generator.max_workers, self.generator.batch_size
+        if most is not None and most > batch:
+            raise Rule(
+                f"must be at most generator.batch_size, {batch}, of which each worker takes a share",
+                "resources.generator.max_workers", "generator.batch_size", value=most, advice="lower it",
+            )
+        return self
+
+    @model_validator(mode="after")
     def _can_measure(self) -> Experiment:
         size = self.dataset.image_size or (DIGITS_SIZE if self.dataset.name == "digits" else None)
         if self.quality.network == "inception" and size is not None and size < INCEPTION_SIZE:

@@ -8,9 +8,11 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ray import tune
+from ray.tune.search import BasicVariantGenerator
 
 from diffult_ray.build import build_one, first_line
 from diffult_ray.cluster import Capacity
+from diffult_ray.placement import Watch, grown
 from diffult_ray.plan import Trial
 from diffult_ray.progress import Narrator
 
@@ -22,6 +24,7 @@ OnEnd = Callable[[Trial, str | None], None]
 # A trial whose workers a TorchTrainer starts asks for no CPU: the workers have a placement group of
 # their own, and any share here would leave too little for the last of them.
 DRIVER_MEMORY = 256 * 2**20
+STEPS_A_LOOK = 50  # of Tune's, which take up to 0.1 s each
 RETRIES = 1  # of a trial whose process died; it goes on from its checkpoint
 
 
@@ -46,7 +49,8 @@ def run(
         return
     table = {t.key: t for t in trials}
     each = trials[0].stage.resources
-    fits = _fits(each, capacity)
+    search = BasicVariantGenerator()
+    bound = Bound(search, each, capacity, concurrency)
     folder = store.root / "work" / f"tune-{name.replace('/', '-')}"
     shutil.rmtree(folder, ignore_errors=True)
     watcher = Watcher(table, store, narrator, on_end)
@@ -55,7 +59,7 @@ def run(
         tune.with_resources(trainable, _request(each)),
         param_space={"trial": tune.grid_search(list(table))},
         tune_config=tune.TuneConfig(
-            max_concurrent_trials=min(fits, concurrency or fits),
+            search_alg=search,
             reuse_actors=each.workers == 1,
             trial_name_creator=lambda t: _file_name(table[t.config["trial"]]),
             trial_dirname_creator=lambda t: t.config["trial"],
@@ -64,13 +68,14 @@ def run(
             name="trials",
             storage_path=str(folder),
             verbose=0,
-            callbacks=[watcher],
+            callbacks=[watcher, bound],
+            stop=bound.stopper,
             failure_config=tune.FailureConfig(max_failures=RETRIES),
             checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
         ),
     )
     tuner.fit()
-    watcher.settle()
+    watcher.settle(bound.refusal or "ended without a result")
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -100,6 +105,53 @@ def _file_name(trial: Trial) -> str:
     return trial.title.replace(" ", ",").replace("/", "_")[:80]
 
 
+class Bound(tune.Callback):
+    """Lives in the driver, lets as many trials run as the cluster holds, and ends what has no place.
+
+    Tune counts what a trial itself asks for, so that with one worker a trial too many waits; of those
+    that a nested trainer starts it knows nothing, and Train places them all together or none.
+    """
+
+    def __init__(
+        self, search: BasicVariantGenerator, each: Any, capacity: Capacity, most: int | None
+    ) -> None:
+        self.search, self.each, self.capacity, self.most = search, each, capacity, most
+        self.watch, self.refusal = Watch(each), None
+        self._follow()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # as of the watcher
+
+    def on_step_begin(self, iteration, trials, **info) -> None:
+        if iteration % STEPS_A_LOOK == 0:
+            self._follow()
+        self.refusal = self.refusal or self.watch.refusal()
+
+    def _follow(self) -> None:
+        fits = _fits(self.each, grown(self.capacity))
+        self.search.max_concurrent = min(fits, self.most or fits)
+
+    @property
+    def stopper(self) -> tune.Stopper:
+        return Hopeless(self)
+
+
+class Hopeless(tune.Stopper):
+    """Ends all trials once none has a place."""
+
+    def __init__(self, bound: Bound) -> None:
+        self.bound = bound
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self.bound.refusal is not None
+
+
 class Watcher(tune.Callback):
     """Lives in the driver and tells of every trial that ends."""
 
@@ -119,10 +171,10 @@ class Watcher(tune.Callback):
             error = trial.get_pickled_error() or trial.get_error()
             self._end(trial.config["trial"], first_line(error) if error else "its process died")
 
-    def settle(self) -> None:
+    def settle(self, error: str) -> None:
         """Whatever Tune has not told of has failed."""
         for key in sorted(self.left):
-            self._end(key, "ended without a result")
+            self._end(key, error)
 
     def _end(self, key: str, error: str | None) -> None:
         if key not in self.left:

@@ -101,6 +101,7 @@ class Cluster:
         )
 
     def _start(self, name: str, *options: str) -> Machine:
+        """Returns once the machine is alive."""
         machine = Machine(name, f"{self.folder}/{name}")
         before = self.nodes() if name != "head" else []
         done = subprocess.run(

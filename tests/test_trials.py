@@ -42,5 +42,5 @@ def test_a_trial_that_ends_without_its_metric_has_failed(plan, tmp_path):
 
 def test_a_trial_that_tune_never_told_of_has_failed(plan, tmp_path):
     watch, told, _, _ = watcher(plan, tmp_path)
-    watch.settle()
+    watch.settle("ended without a result")
     assert told == {t.key: "ended without a result" for t in plan.trials}

@@ -220,8 +220,19 @@ def run_here(loop: Loop, payload: Mapping[str, Any], *, resources: Any, work: Pa
         resume=kept if (kept / STATE).exists() else None,
         report=report,
         readers=resources.readers,
+        draining=_draining_here,
     )
     loop(run, payload)
+
+
+def _draining_here() -> frozenset[str]:
+    """The id of this machine, if it is about to go; Train, which tells its workers, is not there."""
+    import ray
+    from ray._private.state import state
+
+    if not ray.is_initialized():
+        return frozenset()
+    return frozenset(state.get_draining_nodes()) & {ray.get_runtime_context().get_node_id()}
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
