@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test slow faults autoscaling lint setup lock clean
+.PHONY: demo test slow faults clusters autoscaling lint setup lock clean
 
 setup: .venv/.ready
 
@@ -22,7 +22,7 @@ demo: setup
 	$(BIN)/python -m diffult_ray.sweep digits
 
 test: setup lint
-	$(BIN)/python -m pytest -m "not slow and not autoscaling and not faults"
+	$(BIN)/python -m pytest -m "not slow and not faults and not cluster and not autoscaling"
 
 slow: setup
 	$(BIN)/python -m pytest -m slow
@@ -30,6 +30,10 @@ slow: setup
 # Kills, damage and outages during whole sweeps, about half an hour on two cores; the last line counts them.
 faults: setup
 	$(BIN)/python -m pytest -m faults tests/faults
+
+# Sweeps on several raylets, with machines that come, go and are drained; not part of .ci/run.
+clusters: setup
+	$(BIN)/python -m pytest -m cluster
 
 # A cluster of several nodes on this machine that grows and shrinks; not part of .ci/run.
 autoscaling: setup

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import FIRST_COMPLETED, Future, InvalidStateError, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from diffult_ray import fence, files, lease, prefix
 from diffult_ray.budget import OverBudget, Purse
 from diffult_ray.cluster import Capacity
 from diffult_ray.pipeline import Stage
+from diffult_ray.placement import NotPlaced, Watch, grown
 from diffult_ray.progress import Narrator, clock
 from diffult_ray.stages import Order
 from diffult_ray.store import Artifact, Store
@@ -43,6 +45,7 @@ class Job:
 
     stages: list[Stage]
     started: float = 0.0
+    watch: Watch | None = None
 
     @property
     def stage(self) -> Stage:
@@ -59,9 +62,16 @@ class Job:
 
     @property
     def request(self) -> tuple[float, float]:
-        """CPUs and GPUs it holds while it runs."""
+        """CPUs and GPUs without which it does not start."""
         r = self.stage.resources
         return (0.0, 0.0) if r is None else (r.workers * r.cpus, r.workers * r.gpus)
+
+    @property
+    def held(self) -> tuple[float, float]:
+        """CPUs and GPUs that it may hold while it runs: an elastic one takes what is left."""
+        r = self.stage.resources
+        most = 0 if r is None else getattr(r, "most", r.workers)
+        return (most * r.cpus, most * r.gpus) if most else (0.0, 0.0)
 
 
 def build_one(stage: Stage, store: Store) -> Artifact:
@@ -213,13 +223,15 @@ def build_all(
         _drop_hopeless(waiting, failed)
         if not running:
             _add_lost(waiting, store)
-        for job in _startable(waiting, running, capacity, store, purse):
+        for job in _startable(waiting, running, grown(capacity), store, purse):
             narrator.say(f"{_names(job)}: started")
             running[_start(job, store, narrator)] = job
-        done, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
-        for future in done:
-            purse.settle(running[future].stages)
-            _finish(running.pop(future), future, failed, narrator, on_built)
+        wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
+        for future, job in list(running.items()):
+            _give_up(job, future)
+            if future.done():
+                purse.settle(job.stages)
+                _finish(running.pop(future), future, failed, narrator, on_built)
         for job in running.values():
             _tell(job, store, narrator)
     return failed
@@ -228,16 +240,25 @@ def build_all(
 def _start(job: Job, store: Store, narrator: Narrator) -> Future[list[Artifact]]:
     """Build in a daemon thread: an interrupted driver does not wait for what it has given up."""
     future: Future[list[Artifact]] = Future()
-    job.started = time.monotonic()
+    job.started, job.watch = time.monotonic(), Watch(job.stage.resources)
 
     def work() -> None:
-        try:
-            future.set_result(build_together(job.stages, store, narrator.say))
-        except BaseException as error:  # handed to the waiting main thread, whatever it is
-            future.set_exception(error)
+        with contextlib.suppress(InvalidStateError):  # given up: nobody waits for it any more
+            try:
+                future.set_result(build_together(job.stages, store, narrator.say))
+            except BaseException as error:  # handed to the waiting main thread, whatever it is
+                future.set_exception(error)
 
     threading.Thread(target=work, name=job.stage.label, daemon=True).start()
     return future
+
+
+def _give_up(job: Job, future: Future[list[Artifact]]) -> None:
+    """No longer wait for what has had no place for too long: Ray would for ever."""
+    refusal = None if future.done() else job.watch.refusal()
+    if refusal:
+        with contextlib.suppress(InvalidStateError):  # it has ended just now
+            future.set_exception(NotPlaced(refusal))
 
 
 def _is_ready(job: Job, store: Store) -> bool:
@@ -257,8 +278,8 @@ def _leave(waiting: list[Job], store: Store, purse: Purse, failed: dict[str, Exc
 
 def _startable(waiting: list[Job], running, capacity: Capacity, store: Store, purse: Purse) -> list[Job]:
     """Jobs in order whose inputs are stored and which fit beside what runs; taken off `waiting`."""
-    cpus = capacity.cpus - sum(j.request[0] for j in running.values())
-    gpus = capacity.gpus - sum(j.request[1] for j in running.values())
+    cpus = capacity.cpus - sum(j.held[0] for j in running.values())
+    gpus = capacity.gpus - sum(j.held[1] for j in running.values())
     busy = {j.stage.family for j in running.values()}
     ready = [j for j in waiting if _is_ready(j, store)]
     chosen: list[Job] = []
@@ -271,7 +292,7 @@ def _startable(waiting: list[Job], running, capacity: Capacity, store: Store, pu
         if not purse.take(job.stages):
             continue  # until what runs has ended, perhaps sooner than was estimated
         busy.add(job.stage.family)
-        cpus, gpus = cpus - job.request[0], gpus - job.request[1]
+        cpus, gpus = cpus - job.held[0], gpus - job.held[1]
         waiting.remove(job)
         for other in list(ready):
             if _may_join(job, other) and purse.take(other.stages):

@@ -24,6 +24,10 @@ from diffult_ray.plan import Plan
 QUIET = {
     # Train polls its workers at this interval, and every report waits for the next poll.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    # How soon the workers of a node that is about to go are told.
+    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
+    # Elastic workers are counted before their places are known to be free: count again soon.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
     # Without it a thread that outlives an interrupted sweep would start a second cluster.
     "RAY_ENABLE_AUTO_CONNECT": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",

@@ -383,11 +383,35 @@ class StageResources(Section):
     gpus: Float = Field(0.0, ge=0)  # a worker; a fraction shares a GPU between processes
     readers: Int = Field(1, ge=1)  # a worker: tasks that decode at a time, where the set is streamed
 
+    @property
+    def most(self) -> int:
+        """Workers where there is room for all that are wished for."""
+        return self.workers
+
+
+class GeneratorResources(StageResources):
+    """Trains with `workers` to `max_workers`, as many as there is room for: nodes may come and go."""
+
+    max_workers: Int | None = Field(None, ge=1)  # nodes may come and go; None: `workers`, always
+
+    @property
+    def most(self) -> int:
+        return self.max_workers or self.workers
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> GeneratorResources:
+        if self.most < self.workers:
+            raise Rule(
+                f"must be at least workers, {self.workers}", "max_workers", value=self.max_workers,
+                advice="raise it, or drop it to always train with `workers`",
+            )
+        return self
+
 
 class Resources(Section):
     extractor: StageResources = StageResources()
     reference: StageResources = StageResources()
-    generator: StageResources = StageResources()
+    generator: GeneratorResources = GeneratorResources()
     images: StageResources = StageResources()
     scores: StageResources = StageResources()
     quality: StageResources = StageResources()
@@ -502,6 +526,16 @@ class Experiment(Section):
                 "needs a null class, and `generator.label_drop: 0` trains none",
                 "generation.guidance", "generator.label_drop", value=generation.guidance,
                 advice="set it to 0, or raise generator.label_drop",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _can_share(self) -> Experiment:
+        most, batch = self.resources.generator.max_workers, self.generator.batch_size
+        if most is not None and most > batch:
+            raise Rule(
+                f"must be at most generator.batch_size, {batch}, of which each worker takes a share",
+                "resources.generator.max_workers", "generator.batch_size", value=most, advice="lower it",
             )
         return self
 

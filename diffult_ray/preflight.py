@@ -94,11 +94,13 @@ def placement(plan: Plan, capacity: Capacity) -> Finding | None:
     if capacity.fleet is None or request(plan, capacity).level == ERROR:
         return None
     trainers = [r for r in cluster.requests(plan) if r[0] in TRAINERS]
-    name, most = max(trainers, key=lambda r: (r[1].workers * r[1].gpus, r[1].workers * r[1].cpus))
+    name, most = max(trainers, key=lambda r: (r[1].most * r[1].gpus, r[1].most * r[1].cpus))
     places = capacity.fleet.places(most.cpus, most.gpus)
     workers = "worker" if most.workers == 1 else "workers"
-    return Finding(OK, "placement", f"{name} needs {most.workers} {workers} of {most.cpus:g} CPUs and "
-                                    f"{most.gpus:g} GPUs, each on one machine; there is place for {places}")
+    wished = f", wishes for {most.most}," if most.most > most.workers else ""
+    return Finding(OK, "placement", f"{name} needs {most.workers} {workers}{wished} of {most.cpus:g} CPUs "
+                                    f"and {most.gpus:g} GPUs, each on one machine; "
+                                    f"there is place for {places}")
 
 
 def price(fleet: Fleet) -> Finding | None:

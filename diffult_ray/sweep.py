@@ -241,8 +241,9 @@ class Session:
         return uri
 
     def _check_request(self) -> None:
-        from diffult_ray import cluster
+        from diffult_ray import cluster, placement
 
+        placement.patience()  # refused now if it is no number
         if not self.arguments.address and not os.environ.get("RAY_ADDRESS"):
             cluster.check_fits(self.plan, cluster.here())
 

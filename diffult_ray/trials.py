@@ -13,6 +13,7 @@ from ray.tune.search import BasicVariantGenerator
 from diffult_ray.budget import Purse
 from diffult_ray.build import build_one, first_line
 from diffult_ray.cluster import Capacity
+from diffult_ray.placement import Watch, grown
 from diffult_ray.plan import Trial
 from diffult_ray.progress import Narrator
 
@@ -24,6 +25,7 @@ OnEnd = Callable[[Trial, str | None], None]
 # A trial whose workers a TorchTrainer starts asks for no CPU: the workers have a placement group of
 # their own, and any share here would leave too little for the last of them.
 DRIVER_MEMORY = 256 * 2**20
+STEPS_A_LOOK = 50  # of Tune's, which take up to 0.1 s each
 RETRIES = 1  # of a trial whose process died; it goes on from its checkpoint
 
 
@@ -50,11 +52,10 @@ def run(
         return
     table = {t.key: t for t in trials}
     each = trials[0].stage.resources
-    fits = _fits(each, capacity)
+    queue = Queue(table, purse, narrator)
+    bound = Bound(queue, each, capacity, concurrency)
     folder = store.tune(name)
     shutil.rmtree(folder, ignore_errors=True)
-    queue = Queue(table, purse, narrator, min(fits, concurrency or fits))
-
     def ended(trial: Trial, error: str | None) -> None:
         purse.settle([trial.stage])
         on_end(trial, error)
@@ -74,14 +75,15 @@ def run(
             name="trials",
             storage_path=str(folder),
             verbose=0,
-            callbacks=[watcher],
+            callbacks=[watcher, bound],
+            stop=bound.stopper,
             failure_config=tune.FailureConfig(max_failures=RETRIES),
             checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
         ),
     )
     tuner.fit()
     watcher.left -= {t.key for t in queue.left}
-    watcher.settle()
+    watcher.settle(bound.refusal or "ended without a result")
     purse.leave([t.stage for t in queue.left])
     shutil.rmtree(folder, ignore_errors=True)
 
@@ -119,10 +121,8 @@ def _file_name(trial: Trial) -> str:
 class Queue(BasicVariantGenerator):
     """Hands trials to Tune in their order, each when the budget lets it start."""
 
-    def __init__(
-        self, table: Mapping[str, Trial], purse: Purse, narrator: Narrator, max_concurrent: int
-    ) -> None:
-        super().__init__(max_concurrent=max_concurrent)
+    def __init__(self, table: Mapping[str, Trial], purse: Purse, narrator: Narrator) -> None:
+        super().__init__()
         self.table, self.purse, self.narrator = table, purse, narrator
         self.left: list[Trial] = []
         self._next: Any = None
@@ -156,6 +156,53 @@ class Queue(BasicVariantGenerator):
         """Nothing is ever restored from it."""
 
 
+class Bound(tune.Callback):
+    """Lives in the driver, lets as many trials run as the cluster holds, and ends what has no place.
+
+    Tune counts what a trial itself asks for, so that with one worker a trial too many waits; of those
+    that a nested trainer starts it knows nothing, and Train places them all together or none.
+    """
+
+    def __init__(
+        self, search: Queue, each: Any, capacity: Capacity, most: int | None
+    ) -> None:
+        self.search, self.each, self.capacity, self.most = search, each, capacity, most
+        self.watch, self.refusal = Watch(each), None
+        self._follow()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # as of the watcher
+
+    def on_step_begin(self, iteration, trials, **info) -> None:
+        if iteration % STEPS_A_LOOK == 0:
+            self._follow()
+        self.refusal = self.refusal or self.watch.refusal()
+
+    def _follow(self) -> None:
+        fits = _fits(self.each, grown(self.capacity))
+        self.search.max_concurrent = min(fits, self.most or fits)
+
+    @property
+    def stopper(self) -> tune.Stopper:
+        return Hopeless(self)
+
+
+class Hopeless(tune.Stopper):
+    """Ends all trials once none has a place."""
+
+    def __init__(self, bound: Bound) -> None:
+        self.bound = bound
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self.bound.refusal is not None
+
+
 class Watcher(tune.Callback):
     """Lives in the driver and tells of every trial that ends."""
 
@@ -175,10 +222,10 @@ class Watcher(tune.Callback):
             error = trial.get_pickled_error() or trial.get_error()
             self._end(trial.config["trial"], first_line(error) if error else "its process died")
 
-    def settle(self) -> None:
+    def settle(self, error: str) -> None:
         """Whatever Tune has not told of has failed."""
         for key in sorted(self.left):
-            self._end(key, "ended without a result")
+            self._end(key, error)
 
     def _end(self, key: str, error: str | None) -> None:
         if key not in self.left:

@@ -652,6 +652,21 @@ def test_more_workers_than_the_machine_can_hold(refused):
     assert f"holds {len(os.sched_getaffinity(0))} CPUs; ask for fewer workers" in told
 
 
+@pytest.mark.parametrize(("most", "rule"), [
+    (1, "must be at least workers, 2"), (5000, "must be at most generator.batch_size, "),
+])
+def test_a_range_of_workers_that_is_none(refused, most, rule):
+    told = refused(SMALL, "resources.generator.workers=2", f"resources.generator.max_workers={most}")
+    assert "resources.generator.max_workers" in told and rule in told and f"(got {most})" in told
+
+
+@pytest.mark.parametrize("seconds", ["soon", "0", "-1"])
+def test_a_deadline_that_is_no_number_of_seconds(refused, monkeypatch, seconds):
+    monkeypatch.setenv("DIFFULT_PLACEMENT_SECONDS", seconds)
+    told = refused(SMALL)
+    assert told.startswith("DIFFULT_PLACEMENT_SECONDS: must be a number of seconds above 0 (got ")
+
+
 def test_more_gpus_than_the_machine_can_hold(refused):
     told = refused(SMALL, "resources.classifier.gpus=100", code=3)
     assert "experiment.resources.classifier: 1 workers x 100 GPUs = 100 GPUs, but this machine holds" in told

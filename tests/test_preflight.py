@@ -141,6 +141,17 @@ def test_the_largest_trainer_is_told_with_its_places():
     )
 
 
+def test_of_an_elastic_generator_only_the_fewest_workers_must_fit():
+    wanted = plan("resources.generator.workers=2", "resources.generator.max_workers=30")
+    few = capacity(Kind("node", 3, 1, 0))
+    check_fits(wanted, few)
+    assert "generator 2 x 1 = 2 CPUs" in preflight.request(wanted, few).text
+    assert preflight.placement(wanted, few).text == (
+        "generator needs 2 workers, wishes for 30, of 1 CPUs and 0 GPUs, each on one machine; "
+        "there is place for 3"
+    )
+
+
 # --- the nodes' answers ---
 
 

@@ -52,5 +52,5 @@ def test_a_trial_that_has_diverged_says_so(plan, tmp_path):
 
 def test_a_trial_that_tune_never_told_of_has_failed(plan, tmp_path):
     watch, told, _, _ = watcher(plan, tmp_path)
-    watch.settle()
+    watch.settle("ended without a result")
     assert told == {t.key: "ended without a result" for t in plan.trials}

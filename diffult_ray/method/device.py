@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 
 def pick(gpus: float) -> torch.device:
     """The device of a process that was given `gpus` GPUs.
+
+    Of a fraction of one, the process gets that fraction of the memory, and `torch.OutOfMemoryError`
+    beyond it: Ray counts fractions, and bounds nothing.
 
     Raises:
         RuntimeError: if a GPU was asked for and there is none; a stage never falls back silently.
@@ -14,8 +19,14 @@ def pick(gpus: float) -> torch.device:
     if gpus <= 0:
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise RuntimeError("this stage was given a GPU, but torch sees none in its process")
-    return torch.device("cuda", torch.cuda.current_device())
+        seen = os.environ.get("CUDA_VISIBLE_DEVICES", "not set")
+        raise RuntimeError(
+            f"this stage was given {gpus:g} GPUs (CUDA_VISIBLE_DEVICES: {seen}), but torch sees none"
+        )
+    device = torch.device("cuda", torch.cuda.current_device())
+    if gpus < 1:
+        torch.cuda.set_per_process_memory_fraction(gpus, device)
+    return device
 
 
 def autocast(device: torch.device, precision: str, image_size: int) -> torch.autocast:

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     import torch
 
 CHECKPOINT_SECONDS = 30.0  # at most this much training is lost to an interruption
+DRAINING_SECONDS = 5.0  # the same, on a node that is about to go
+NOTICE_SECONDS = 1.0  # between two questions whether one is
+RESIZE_SECONDS = 60.0  # between two looks for room for more workers
 PROGRESS_SECONDS = 1.0
 STATE = "state.safetensors"
 KEPT = 2  # checkpoints: the one before is used where the last one is damaged
@@ -37,7 +40,10 @@ class Run:
     report: Callable[[Path], None] | None = None
     checkpoint_seconds: float = CHECKPOINT_SECONDS
     readers: int = 1
+    draining: Callable[[], frozenset[str]] = frozenset  # ids of the nodes that are about to go
     _saved: float = field(default_factory=time.monotonic)
+    _asked: float = 0.0
+    _going: frozenset[str] = frozenset()
     _told: float = 0.0
 
     @property
@@ -65,19 +71,28 @@ class Run:
         return None if chosen[0] is None else files.read_state(chosen[0])
 
     def should_save(self) -> bool:
-        """Whether it is time for a checkpoint; the same answer on every rank."""
-        due = time.monotonic() - self._saved > self.checkpoint_seconds
-        return self._agree(due)
+        """Whether it is time for a checkpoint; the same answer on every rank, each of which asks.
 
-    def _agree(self, due: bool) -> bool:
-        if self.world == 1:
+        At once when a node of the training is about to go, and then every few seconds until it has gone.
+        """
+        now = time.monotonic()
+        seconds = min(self.checkpoint_seconds, DRAINING_SECONDS) if self._going else self.checkpoint_seconds
+        due, ask = self._agree(now - self._saved > seconds, now - self._asked > NOTICE_SECONDS)
+        if not ask:
             return due
+        known, self._asked, self._going = self._going, now, self.draining()
+        return due or not self._going <= known
+
+    def _agree(self, *flags: bool) -> list[bool]:
+        """What rank 0 says."""
+        if self.world == 1:
+            return list(flags)
         import torch
         import torch.distributed as dist
 
-        flag = torch.tensor([int(due)], device=self.device)
-        dist.broadcast(flag, src=0)
-        return bool(flag.item())
+        agreed = torch.tensor(flags, dtype=torch.uint8, device=self.device)
+        dist.broadcast(agreed, src=0)
+        return agreed.bool().tolist()
 
     def average(self, value: torch.Tensor) -> float:
         """The mean of a number over the ranks; every rank calls it."""
@@ -124,7 +139,8 @@ def train(loop: Loop, payload: Mapping[str, Any], *, resources: Any, work: Path,
     Args:
         loop: a module-level function of (run, payload), called once a worker.
         payload: what the loop needs, small and picklable.
-        resources: workers, and CPUs and GPUs a worker.
+        resources: workers, and CPUs and GPUs a worker. Between `workers` and `most`, as many train as
+            there is room for: fewer after a node has gone, more after one has come.
         work: an absolute folder that all workers see.
         name: of the run; it holds the hash of its configuration.
 
@@ -152,7 +168,8 @@ def train(loop: Loop, payload: Mapping[str, Any], *, resources: Any, work: Path,
             "checkpoint_seconds": CHECKPOINT_SECONDS,
         },
         scaling_config=ScalingConfig(
-            num_workers=resources.workers,
+            num_workers=_workers(resources),
+            elastic_resize_monitor_interval_s=RESIZE_SECONDS,
             use_gpu=resources.gpus > 0,
             resources_per_worker=per_worker,
         ),
@@ -183,6 +200,19 @@ def _drop_half_written(run: Path) -> None:
         path.unlink()
 
 
+def _workers(resources: Any) -> int | tuple[int, int]:
+    fixed = resources.most == resources.workers
+    return resources.workers if fixed else (resources.workers, resources.most)
+
+
+def _draining() -> frozenset[str]:
+    """Nodes of the training that are about to go; every rank asks, and gets rank 0's answer."""
+    import ray.train
+
+    info = ray.train.get_preemption_info()
+    return frozenset(info.preempted_node_ids if info else ())
+
+
 def _worker(config: dict[str, Any]) -> None:
     import ray.train
     import torch
@@ -206,6 +236,7 @@ def _worker(config: dict[str, Any]) -> None:
         report=report,
         checkpoint_seconds=config["checkpoint_seconds"],
         readers=config["readers"],
+        draining=_draining,
     )
     try:
         config["loop"](run, config["payload"])
@@ -236,8 +267,19 @@ def run_here(loop: Loop, payload: Mapping[str, Any], *, resources: Any, work: Pa
         checkpoints=kept,
         report=report,
         readers=resources.readers,
+        draining=_draining_here,
     )
     loop(run, payload)
+
+
+def _draining_here() -> frozenset[str]:
+    """The id of this machine, if it is about to go; Train, which tells its workers, is not there."""
+    import ray
+    from ray._private.state import state
+
+    if not ray.is_initialized():
+        return frozenset()
+    return frozenset(state.get_draining_nodes()) & {ray.get_runtime_context().get_node_id()}
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
