@@ -173,6 +173,7 @@ TABLE: dict[str, Moves] = {
     **{f"quality.{k}": v for k, v in QUALITY.items()},
     **training("quality.reference", {"reference", "quality"}),
     **{f"resources.{s}.{k}": Moves(7) for s in STAGES for k in StageResources.model_fields},
+    "resources.generator.max_workers": Moves(7),
 }
 
 

@@ -37,7 +37,7 @@ SEEDS = "search.classifier.seed.grid=[0,1,2,3,4]"  # of 14 cells: 70 trials
 
 def submit(cluster: Cluster, storage: Path, *arguments: str) -> tuple[float, float]:
     """When the job was submitted, and when it had ended."""
-    command = ["python", "-m", "diffult_ray.sweep", *arguments, "--storage", str(storage)]
+    command = [sys.executable, "-m", "diffult_ray.sweep", *arguments, "--storage", str(storage)]
     start = time.time()
     done = subprocess.run(
         [*RAY, "job", "submit", "--address", cluster.dashboard, "--working-dir", str(ROOT), "--", *command],
