@@ -9,10 +9,13 @@ import types
 
 import pytest
 
-from diffult_ray import build, files, pipeline, store
+from diffult_ray import build, config, files, pipeline, store
+from diffult_ray.budget import Purse
 from diffult_ray.cluster import Capacity
 from diffult_ray.config import Experiment
+from diffult_ray.costs import Costs
 from diffult_ray.errors import BadInput
+from diffult_ray.plan import make_plan
 from diffult_ray.progress import Narrator
 from diffult_ray.store import Store
 
@@ -143,7 +146,8 @@ def builders(monkeypatch):
 def build_all(stages, kept: Store) -> dict[str, Exception]:
     narrator = Narrator(io.StringIO())
     capacity = Capacity(cpus=4.0, gpus=0.0, origin="here")
-    return build.build_all(stages, kept, capacity, narrator, lambda stage, artifact: None)
+    purse = Purse(Costs(make_plan(config.load("digits")), kept), seconds=lambda: 0.0)  # without a budget
+    return build.build_all(stages, kept, capacity, narrator, lambda stage, artifact: None, purse)
 
 
 def test_what_is_damaged_while_a_sweep_runs_is_built_again(tmp_path, builders, capsys):
