@@ -12,6 +12,9 @@ import os
 import sys
 
 from diffult_ray import build, cluster, config, pipeline
+from diffult_ray.budget import Purse
+from diffult_ray.costs import Costs
+from diffult_ray.plan import make_plan
 from diffult_ray.progress import Narrator
 from diffult_ray.stages import dataflow, training
 from diffult_ray.store import Store
@@ -33,7 +36,9 @@ def main(sweep: str, name: str, *overrides: str) -> int:
     stages = list({s.key: s for s in stage_of(sweep, name, *overrides).walk()}.values())
     capacity = cluster.connect(None)
     store, narrator = Store(os.environ["DIFFULT_STORAGE"]), Narrator()
-    failed = build.build_all(stages, store, capacity, narrator, lambda *_: None)
+    costs = Costs(make_plan(config.load(sweep, list(overrides))), store)
+    purse = Purse(costs, seconds=lambda: 0.0)
+    failed = build.build_all(stages, store, capacity, narrator, lambda *_: None, purse)
     cluster.disconnect()
     return 1 if failed else 0
 
