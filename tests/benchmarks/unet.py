@@ -1,0 +1,132 @@
+"""The paper's U-Net (35.7 M) as this package runs it, against plain PyTorch, in turns in one process.
+
+    python tests/benchmarks/unet.py [--repeats 5] [--batch 16] [--threads 2] [--only CASE]
+
+Reference: eager float32 in contiguous NCHW as the public CBDM code runs it: one forward pass for DDPM, two
+for the regulariser, Adam, gradient clipping, and an average kept by a loop over the parameters. Ours: what
+the generator stage and the sampler do on this device. One JSON line a case with images a second and ratio.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+import torch
+from diffusers.training_utils import EMAModel
+from measure import alternately, ratios, summary, tell
+
+from diffult_ray.config import Generator
+from diffult_ray.method import device
+from diffult_ray.method.diffusion import cbdm_regulariser, make_noise_scheduler
+from diffult_ray.method.objective import Objective
+from diffult_ray.models import build_unet
+from diffult_ray.models.unet import unet_preset
+
+SIZE, COLOURS, CLASSES, TIMESTEPS = 32, 3, 100, 1000
+CPU = torch.device("cpu")
+
+
+def network() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return build_unet(image_size=SIZE, image_channels=COLOURS, num_classes=CLASSES, **unet_preset(SIZE))
+
+
+def plain_step(batch: int, tau: float) -> Callable[[], None]:
+    """A training step of the reference; `tau` above 0 adds the regulariser."""
+    model, average = network(), network()
+    optimizer = torch.optim.Adam(model.parameters(), lr=2e-4)
+    noising = make_noise_scheduler(TIMESTEPS)
+    images = torch.randint(0, 256, (batch, COLOURS, SIZE, SIZE)).float() / 127.5 - 1
+
+    def step() -> None:
+        times, labels = torch.randint(0, TIMESTEPS, (batch,)), torch.randint(0, CLASSES, (batch,))
+        noise = torch.randn_like(images)
+        noisy = noising.add_noise(images, noise, times)
+        predicted = model(noisy, times, labels).sample
+        losses = (predicted - noise).square().mean(dim=(1, 2, 3))
+        if tau > 0:
+            other = model(noisy, times, torch.randint(0, CLASSES, (batch,))).sample
+            losses = losses + cbdm_regulariser(predicted, other, times, tau=tau, total_timesteps=TIMESTEPS)
+        optimizer.zero_grad()
+        losses.mean().backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        with torch.no_grad():
+            for kept, own in zip(average.parameters(), model.parameters(), strict=True):
+                kept.copy_(0.9999 * kept + 0.0001 * own)
+
+    return step
+
+
+def own_step(batch: int, tau: float) -> Callable[[], None]:
+    """A training step of the generator stage, its images at hand."""
+    regulariser = {"regulariser": "cbdm", "tau": tau} if tau > 0 else {}
+    section = Generator(**unet_preset(SIZE), batch_size=batch, label_drop=0.0, **regulariser)
+    config = {**section.model_dump(mode="json"), "seed": 0}
+    layout = device.memory_format(CPU, SIZE, network="unet")
+    model = network().to(memory_format=layout)
+    average = EMAModel(model.parameters(), decay=config["ema"], foreach=True)
+    optimizer = torch.optim.Adam(model.parameters(), lr=config["learning_rate"], fused=True)
+    objective = Objective(config, torch.full((CLASSES,), 10))
+    images = torch.randint(0, 256, (batch, COLOURS, SIZE, SIZE)).float() / 127.5 - 1
+    rng, coins = torch.Generator().manual_seed(0), torch.Generator().manual_seed(1)
+
+    def shown(x: torch.Tensor, times: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return model(x.contiguous(memory_format=layout), times, labels).sample.float()
+
+    def step() -> None:
+        drawn = objective.draw(torch.randint(0, CLASSES, (batch,)), images.shape[1:], rng, coins)
+        with device.autocast(CPU, config["precision"], SIZE):
+            losses = objective.losses(shown, images, drawn)
+        optimizer.zero_grad(set_to_none=True)
+        losses.mean().backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config["gradient_clip"], foreach=True)
+        optimizer.step()
+        average.step(model.parameters())
+
+    return step
+
+
+def evaluation(batch: int, ours: bool) -> Callable[[], None]:
+    """One evaluation of the network in sampling."""
+    layout = device.memory_format(CPU, SIZE, network="unet") if ours else torch.contiguous_format
+    model = network().eval().to(memory_format=layout)
+    images = torch.randn(batch, COLOURS, SIZE, SIZE).contiguous(memory_format=layout)
+    times, labels = torch.randint(0, TIMESTEPS, (batch,)), torch.randint(0, CLASSES, (batch,))
+
+    @torch.no_grad()
+    def call() -> None:
+        with device.autocast(CPU, "auto" if ours else "float32", SIZE):
+            model(images, times, labels).sample.float()
+
+    return call
+
+
+CASES: dict[str, Callable[[int], dict[str, Callable[[], None]]]] = {
+    "U-Net 35.7 M, DDPM training step": lambda n: {"plain": plain_step(n, 0.0), "ours": own_step(n, 0.0)},
+    "U-Net 35.7 M, CBDM training step": lambda n: {"plain": plain_step(n, 1.0), "ours": own_step(n, 1.0)},
+    "U-Net 35.7 M, evaluation": lambda n: {"plain": evaluation(n, False), "ours": evaluation(n, True)},
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--only", default="", help="cases whose name has this in it")
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    for name, make in CASES.items():
+        if given.only in name:
+            seconds = alternately(make(given.batch), given.repeats)
+            tell(
+                name, packages=("torch", "diffusers"), batch=given.batch, threads=given.threads,
+                images_per_second={k: summary([given.batch / s for s in v], 2) for k, v in seconds.items()},
+                ratio=ratios(seconds, "plain")["ours"],
+            )
+
+
+if __name__ == "__main__":
+    main()
