@@ -81,8 +81,8 @@ def build_together(
         RuntimeError: if a stage ended without its summary, twice.
         lease.Lost: if another process has taken this one for dead; what it builds is not touched.
     """
-    with lease.hold(store.leases, lease.names_for(stages), tell) as held:
-        found = {s.key: store.find(s) for s in stages}
+    with store.hold(lease.names_for(stages), tell) as held:
+        found = {s.key: store.locate(s) for s in stages}
         missing = [s for s in stages if found[s.key] is None]
         if missing:
             built = _build_missing(missing, store, held)
@@ -139,6 +139,7 @@ def _order(stage: Stage, store: Store) -> Order:
         inputs={name: store.folder(s) for name, s in stage.inputs.items()},
         out=store.folder(stage),
         work=store.work(stage),
+        site=store.site,
     )
 
 
@@ -169,7 +170,7 @@ def build_all(
     Returns:
         {key of a stage that failed or could not start: its error}; the others are built.
     """
-    waiting = jobs_for([s for s in stages if store.find(s) is None])
+    waiting = jobs_for([s for s in stages if store.locate(s) is None])
     failed: dict[str, Exception] = {}
     running: dict[Future[Any], Job] = {}
     while waiting or running:
@@ -206,7 +207,7 @@ def _startable(waiting: list[Job], running, capacity: Capacity, store: Store) ->
     """Jobs in order whose inputs are stored and which fit beside what runs; taken off `waiting`."""
     cpus = capacity.cpus - sum(j.request[0] for j in running.values())
     gpus = capacity.gpus - sum(j.request[1] for j in running.values())
-    ready = [j for j in waiting if all(store.find(s) for s in j.inputs)]
+    ready = [j for j in waiting if all(store.ready(s) for s in j.inputs)]
     chosen: list[Job] = []
     while ready:
         job = ready.pop(0)
@@ -226,7 +227,7 @@ def _add_lost(waiting: list[Job], store: Store) -> None:
     """Put what was stored at the start, and was damaged or removed since, before those that wait for it."""
     known = {s.key for j in waiting for s in j.stages}
     needed = {s.key: s for j in waiting for i in j.inputs for s in i.walk() if s.key not in known}
-    waiting[:0] = jobs_for([s for s in needed.values() if store.find(s) is None])
+    waiting[:0] = jobs_for([s for s in needed.values() if store.locate(s) is None])
 
 
 def _may_join(job: Job, other: Job) -> bool:
@@ -255,9 +256,8 @@ def _finish(job: Job, future, failed, narrator: Narrator, on_built) -> None:
 
 
 def _tell(job: Job, store: Store, narrator: Narrator) -> None:
-    try:
-        progress = files.read_json(store.work(job.stage) / "progress.json")
-    except (OSError, ValueError):
+    progress = store.progress(job.stage)
+    if progress is None:
         return
     detail = f"loss {progress['loss']:.4f}" if "loss" in progress else ""
     narrator.progress(_names(job), progress["done"], progress["total"], detail)

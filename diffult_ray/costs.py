@@ -13,8 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from diffult_ray import files
-from diffult_ray.store import read_manifest, resources_of
+from diffult_ray.store import resources_of
 
 if TYPE_CHECKING:
     from diffult_ray.config import Price
@@ -149,14 +148,7 @@ class Costs:
     @cached_property
     def _nodes(self) -> dict[str, Node]:
         """Every stored artifact whose inputs are stored as well, by key."""
-        manifests: dict[str, Any] = {}
-        for folder in (self.store.root / "artifacts").glob("*/*"):
-            try:
-                manifest = read_manifest(folder)
-            except (OSError, ValueError):
-                continue
-            if manifest is not None:
-                manifests[folder.name] = manifest
+        manifests = dict(self.store.manifests())
         nodes: dict[str, Node] = {}
         for key in manifests:
             _node(key, manifests, nodes)
@@ -194,7 +186,7 @@ class Costs:
         if isinstance(node, Node):
             return node.manifest["summary"].get("made_now", node.manifest["summary"].get("images"))
         try:
-            counts = files.read_json(self.store.folder(node.inputs["split"]) / "split.json")["class_counts"]
+            counts = self.store.read_json(node.inputs["split"], "split.json")["class_counts"]
         except (OSError, ValueError, KeyError):
             return None
         return sum(max(0, node.config["per_class"] - n) for n in counts)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from diffult_ray import config, files, pipeline
+from diffult_ray import config, pipeline
 from diffult_ray.config import Experiment, Sweep
 from diffult_ray.pipeline import Stage
 from diffult_ray.progress import clock
@@ -115,16 +115,15 @@ def describe(plan: Plan, store: Store) -> list[tuple[Stage, str, int]]:
 def _status(stage: Stage, store: Store) -> str:
     if store.look(stage):
         return "stored"
-    return "partly built" if store.work(stage).exists() else "to build"
+    return "partly built" if store.has_work(stage) else "to build"
 
 
 def progress(stage: Stage, store: Store) -> float:
     """The share of a partly built stage that is done, as it last told."""
-    try:
-        found = files.read_json(store.work(stage) / "progress.json")
-        done, total = found["done"], found["total"]
-    except (OSError, ValueError, KeyError):
+    found = store.progress(stage)
+    if found is None or not {"done", "total"} <= set(found):
         return 0.0
+    done, total = found["done"], found["total"]
     if stage.name == "generator":
         total = stage.config["steps"]  # of its family's work, which may be on the way to more
     return min(1.0, done / total) if total else 0.0

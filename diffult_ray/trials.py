@@ -91,7 +91,7 @@ def _fits(each: Any, capacity: Capacity) -> int:
 def _trial(config: dict[str, Any], *, stages: dict[str, Any], store: Store) -> None:
     """One Tune trial: its classifier, in this process or under a nested TorchTrainer."""
     stage = stages[config["trial"]]
-    found = store.find(stage)
+    found = store.locate(stage)
     artifact = found if found is not None else build_one(stage, store)
     tune.report({"accuracy": artifact.summary["accuracy"]})
 
@@ -128,7 +128,7 @@ class Watcher(tune.Callback):
         if key not in self.left:
             return
         self.left.remove(key)
-        artifact = self.store.find(self.table[key].stage)
+        artifact = self.store.locate(self.table[key].stage)
         if artifact is None and error is None:
             error = "ended without a metric"
         self.on_end(self.table[key], error)

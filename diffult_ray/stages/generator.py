@@ -41,7 +41,9 @@ def build(orders: Sequence[Order], resources: Any) -> None:
         "outs": {int(o.config["steps"]): str(o.out) for o in orders},
     }
     name = f"generator-{longest.out.name}"
-    train(_loop, payload, resources=resources, work=longest.work, name=name)
+    train(_loop, payload, resources=resources, work=longest.work, name=name, site=longest.site)
+    for order in orders:
+        order.site.fetch(order.out)
 
 
 def _loop(run: Run, payload: Mapping[str, Any]) -> None:
@@ -68,7 +70,7 @@ def _loop(run: Run, payload: Mapping[str, Any]) -> None:
     outs, total, batch = payload["outs"], config["steps"], config["batch_size"]
     mine = share(batch, rank=run.rank, world=run.world)
     plan = feed.Plan(chosen, mine, first, total)
-    images = feed.make(pictures, plan, device=run.device, readers=run.readers)
+    images = feed.make(pictures, plan, device=run.device, readers=run.readers, site=run.site)
     recorder = Recorder(history, total, batch)
 
     def network(images, times, labels):
@@ -95,6 +97,7 @@ def _loop(run: Run, payload: Mapping[str, Any]) -> None:
         at_point = recorder.add(step + 1, loss, run.average)
         if run.is_first and step + 1 in outs:
             _write(Path(outs[step + 1]), step + 1, model, ema, config, split, recorder.rows)
+            run.site.publish_soon(outs[step + 1])
         if at_point:
             run.tell(step + 1, total, loss=recorder.last)
             # After the writing: a run that goes on from here does not pass this step again.

@@ -37,7 +37,7 @@ class SampleRows:
             images = self.samplers[target](mine["label"].to_numpy(), mine["seed"].to_numpy())
             column = pa.array(pool.encode(images), type=pool.IMAGE)
             made = mine.append_column("image", column).select(SCHEMA.names).cast(SCHEMA)
-            write_part(self.targets[target]["parts"], made)
+            write_part(self.targets[target]["site"], self.targets[target]["parts"], made)
             metrics.count("diffult_images_generated", made.num_rows)
         return pa.table({"done": [rows.num_rows]})
 
@@ -50,7 +50,7 @@ def build(orders: Sequence[Order], resources: Any) -> None:
     start = time.monotonic()
     wanted = [_wanted(order) for order in orders]
     missing = [
-        without(rows, read_parts(order.work / "parts", SCHEMA))
+        without(rows, read_parts(order.site.fetch(order.work / "parts"), SCHEMA))
         for order, rows in zip(orders, wanted, strict=True)
     ]
     total = sum(rows.num_rows for rows in missing)
@@ -58,7 +58,7 @@ def build(orders: Sequence[Order], resources: Any) -> None:
         data = map_with_actors(
             from_tables(missing), SampleRows, {"targets": [_target(o) for o in orders]}, resources=resources
         )
-        count(data, total, orders[0].work)
+        count(data, total, orders[0])
     rate = total / (time.monotonic() - start)
     for order, rows, lacked in zip(orders, wanted, missing, strict=True):
         _finish(order, rows, lacked.num_rows, rate)
@@ -75,6 +75,7 @@ def _target(order: Order) -> dict[str, Any]:
         "generator": str(order.inputs["generator"]),
         "generation": dict(order.config),
         "parts": str(order.work / "parts"),
+        "site": order.site,
     }
 
 
@@ -84,7 +85,7 @@ def _finish(order: Order, wanted: pa.Table, made_now: int, rate: float) -> None:
     Raises:
         RuntimeError: if an image is missing.
     """
-    made = read_parts(order.work / "parts", SCHEMA)
+    made = read_parts(order.site.fetch(order.work / "parts"), SCHEMA)
     table = made.filter(pc.is_in(made["seed"], value_set=wanted["seed"].combine_chunks()))
     if table.num_rows != wanted.num_rows:
         raise RuntimeError(f"{wanted.num_rows} images were to be made, {table.num_rows} are there")

@@ -33,8 +33,9 @@ class Scorer:
     def __init__(self, target: dict[str, Any], device: Any) -> None:
         from diffult_ray.stages.classifier import load_classifier
 
-        self.target, self.device = target, device
-        self.model, self.normalise = load_classifier(target["extractor"], device)
+        folders = {name: target["site"].fetch(target[name]) for name in ("extractor", "split")}
+        self.target, self.device = {**target, **folders}, device
+        self.model, self.normalise = load_classifier(self.target["extractor"], device)
 
     @cached_property
     def real(self) -> dict[str, Any]:
@@ -111,7 +112,8 @@ class ScoreRows:
         targets = pa.array([numbers[folder] for folder in folders], type=pa.int64())
         table = rows.select(pool.IMAGE_SCHEMA.names).append_column("target", targets)
         for target, mine in by_target(table):
-            write_part(self.targets[target]["parts"], self.scorers[target](mine))
+            scored = self.scorers[target](mine)
+            write_part(self.targets[target]["site"], self.targets[target]["parts"], scored)
         return pa.table({"done": [rows.num_rows]})
 
 
@@ -120,28 +122,31 @@ def build(orders: Sequence[Order], resources: Any) -> None:
     import ray.data
 
     targets = [_target(order) for order in orders]
-    sizes = [pq.read_table(t["pool"], columns=["id"]).num_rows for t in targets]
+    pools = [order.inputs["images"] / "pool" for order in orders]
+    sizes = [pq.read_table(pool, columns=["id"]).num_rows for pool in pools]
     if any(sizes):
         full = [t["pool"] for t, size in zip(targets, sizes, strict=True) if size]
-        data = ray.data.read_parquet(full, include_paths=True, num_cpus=IO_CPUS)
+        _, system = orders[0].site.storage(pools[0])
+        data = ray.data.read_parquet(full, filesystem=system, include_paths=True, num_cpus=IO_CPUS)
         scored = map_with_actors(data, ScoreRows, {"targets": targets}, resources=resources)
-        count(scored, sum(sizes), orders[0].work)
+        count(scored, sum(sizes), orders[0])
     for order, size in zip(orders, sizes, strict=True):
         _finish(order, size)
 
 
 def _target(order: Order) -> dict[str, Any]:
     return {
-        "pool": str(order.inputs["images"] / "pool"),
+        "pool": order.site.storage(order.inputs["images"] / "pool")[0],
         "extractor": str(order.inputs["extractor"]),
         "split": str(order.inputs["split"]),
         "config": dict(order.config),
         "parts": str(order.work / "parts"),
+        "site": order.site,
     }
 
 
 def _finish(order: Order, size: int) -> None:
-    table = read_parts(order.work / "parts", SCHEMA)
+    table = read_parts(order.site.fetch(order.work / "parts"), SCHEMA)
     if table.num_rows != size:
         raise RuntimeError(f"{size} images were to be scored, {table.num_rows} are there")
     pool.write_pool(table, order.out / "pool")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffult_ray import files
+from diffult_ray.stages import SHARED, Site
 
 if TYPE_CHECKING:
     import torch
@@ -33,6 +36,7 @@ class Run:
     report: Callable[[Path], None] | None = None
     checkpoint_seconds: float = CHECKPOINT_SECONDS
     readers: int = 1
+    site: Site = SHARED
     _saved: float = field(default_factory=time.monotonic)
     _told: float = 0.0
 
@@ -85,6 +89,7 @@ class Run:
         with tempfile.TemporaryDirectory() as folder:
             if self.is_first:
                 files.write_state(Path(folder) / STATE, tensors, numbers)
+                self.site.settle()  # what was written before the checkpoint is not written again after it
             self.report(Path(folder))
         self._saved = time.monotonic()
 
@@ -95,19 +100,23 @@ class Run:
             return
         self._told = now
         files.write_json(self.work / "progress.json", {"done": done, "total": total, **facts})
+        self.site.publish_soon(self.work / "progress.json")
 
 
-def train(loop: Loop, payload: Mapping[str, Any], *, resources: Any, work: Path, name: str) -> None:
+def train(
+    loop: Loop, payload: Mapping[str, Any], *, resources: Any, work: Path, name: str, site: Site = SHARED
+) -> None:
     """Run a loop under TorchTrainer, in or outside of a Tune trial.
 
     A run of the same name and work folder that was interrupted goes on from its last checkpoint.
 
     Args:
         loop: a module-level function of (run, payload), called once a worker.
-        payload: what the loop needs, small and picklable.
+        payload: what the loop needs, small and picklable; see `_localised` for its paths.
         resources: workers, and CPUs and GPUs a worker.
-        work: an absolute folder that all workers see.
+        work: an absolute folder of the site.
         name: of the run; it holds the hash of its configuration.
+        site: of the work folder and of the payload's.
     """
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
@@ -121,10 +130,11 @@ def train(loop: Loop, payload: Mapping[str, Any], *, resources: Any, work: Path,
     per_worker = {"CPU": resources.cpus}
     if resources.gpus:
         per_worker["GPU"] = resources.gpus
+    place, system = site.storage(work)
     TorchTrainer(
         _worker,
         train_loop_config={
-            "loop": loop, "payload": dict(payload), "work": str(work),
+            "loop": loop, "payload": dict(payload), "work": str(work), "site": site,
             "cpus": resources.cpus, "gpus": resources.gpus, "readers": resources.readers,
             "checkpoint_seconds": CHECKPOINT_SECONDS,
         },
@@ -135,7 +145,8 @@ def train(loop: Loop, payload: Mapping[str, Any], *, resources: Any, work: Path,
         ),
         run_config=RunConfig(
             name=name,
-            storage_path=str(work),
+            storage_path=place,
+            storage_filesystem=system,
             failure_config=FailureConfig(max_failures=3),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
             callbacks=callbacks,
@@ -148,40 +159,87 @@ def _worker(config: dict[str, Any]) -> None:
     import torch
 
     torch.set_num_threads(max(1, int(config["cpus"])))
-    context = ray.train.get_context()
-    checkpoint = ray.train.get_checkpoint()
-
-    def report(folder: Path) -> None:
-        first = context.get_world_rank() == 0
-        made = ray.train.Checkpoint.from_directory(folder) if first else None
-        ray.train.report({}, checkpoint=made)
-
+    context, site = ray.train.get_context(), config["site"]
     from diffult_ray.method import device
 
-    run = Run(
-        work=Path(config["work"]),
-        device=device.pick(config["gpus"]),
-        rank=context.get_world_rank(),
-        world=context.get_world_size(),
-        resume=Path(checkpoint.path) if checkpoint else None,
-        report=report,
-        checkpoint_seconds=config["checkpoint_seconds"],
-        readers=config["readers"],
+    with _last_checkpoint() as resume:
+        run = Run(
+            work=site.here(config["work"]),
+            device=device.pick(config["gpus"]),
+            rank=context.get_world_rank(),
+            world=context.get_world_size(),
+            resume=resume,
+            report=_report if site.is_shared else _report_soon,
+            checkpoint_seconds=config["checkpoint_seconds"],
+            readers=config["readers"],
+            site=site.moved(),
+        )
+        config["loop"](run, _localised(config["payload"], site))
+    run.site.settle()
+
+
+@contextmanager
+def _last_checkpoint() -> Iterator[Path | None]:
+    """Where it lies in shared storage, or a copy that goes afterwards."""
+    import ray.train
+
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        yield None
+        return
+    with checkpoint.as_directory() as folder:
+        yield Path(folder)
+
+
+def _report(folder: Path) -> None:
+    import ray.train
+
+    first = ray.train.get_context().get_world_rank() == 0
+    ray.train.report({}, checkpoint=ray.train.Checkpoint.from_directory(folder) if first else None)
+
+
+def _report_soon(folder: Path) -> None:
+    """The same, but the training goes on while the checkpoint is uploaded."""
+    import ray.train
+    from ray.train import CheckpointUploadMode
+
+    made = None
+    if ray.train.get_context().get_world_rank() == 0:
+        kept = tempfile.mkdtemp()
+        shutil.move(folder / STATE, kept)
+        made = ray.train.Checkpoint.from_directory(kept)
+    ray.train.report(
+        {}, checkpoint=made, checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+        delete_local_checkpoint_after_upload=True,
     )
-    config["loop"](run, config["payload"])
 
 
-def run_here(loop: Loop, payload: Mapping[str, Any], *, resources: Any, work: Path) -> None:
+def _localised(payload: Mapping[str, Any], site: Site) -> dict[str, Any]:
+    """The payload with this machine's paths: its inputs are there, and it can write to the others."""
+    if site.is_shared:
+        return dict(payload)
+    moved: dict[str, Any] = {"inputs": {k: str(site.fetch(v)) for k, v in payload["inputs"].items()}}
+    for key in {"out", "packed_pool"} & set(payload):
+        moved[key] = str(site.here(payload[key]))
+    if "outs" in payload:
+        moved["outs"] = {steps: str(site.here(out)) for steps, out in payload["outs"].items()}
+    return {**payload, **moved}
+
+
+def run_here(
+    loop: Loop, payload: Mapping[str, Any], *, resources: Any, work: Path, site: Site = SHARED
+) -> None:
     """The same loop in the calling process; its checkpoints are kept in the work folder."""
     import torch
 
     from diffult_ray.method import device
 
     torch.set_num_threads(max(1, int(resources.cpus)))
-    kept = work / "checkpoint"
+    kept = site.fetch(work / "checkpoint")
 
     def report(folder: Path) -> None:
         files.write_bytes(kept / STATE, (folder / STATE).read_bytes())
+        site.publish_soon(kept)
 
     run = Run(
         work=work,
@@ -189,8 +247,10 @@ def run_here(loop: Loop, payload: Mapping[str, Any], *, resources: Any, work: Pa
         resume=kept if (kept / STATE).exists() else None,
         report=report,
         readers=resources.readers,
+        site=site,
     )
     loop(run, payload)
+    site.settle()
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
