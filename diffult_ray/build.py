@@ -93,8 +93,8 @@ def build_together(
         RuntimeError: if a stage ended without its summary, twice.
         lease.Lost: if another process has taken this one for dead; what it builds is not touched.
     """
-    with lease.hold(store.leases, lease.names_for(stages), tell) as held:
-        found = {s.key: store.find(s) for s in stages}
+    with store.hold(lease.names_for(stages), tell) as held:
+        found = {s.key: store.locate(s) for s in stages}
         missing = [s for s in stages if found[s.key] is None]
         if missing:
             built = _build_missing(missing, store, held)
@@ -133,8 +133,8 @@ def tidy(stages: Sequence[Stage], store: Store) -> None:
     for stage in stages:
         families.setdefault(stage.family, []).append(stage)
     for family in families.values():
-        if store.work(family[0]).exists() and all(store.find(s) for s in family):
-            with lease.hold(store.leases, lease.names_for(family)):
+        if store.has_work(family[0]) and all(store.locate(s) for s in family):
+            with store.hold(lease.names_for(family)):
                 store.discard_work(family[0])
 
 
@@ -149,7 +149,7 @@ def _run(builder: Callable[..., None], stages: Sequence[Stage], store: Store) ->
     """Build in rooms of this build's own; of one that fails before its first file, no folder stays."""
     folders = list(dict.fromkeys(map(store.work, stages)))
     made = [each for folder in folders for each in (folder, *files.missing(folder.parent))]
-    rooms = {folder: fence.enter(folder) for folder in folders}
+    rooms = {folder: store.enter(folder) for folder in folders}
     orders = [_order(s, store, rooms[store.work(s)], stages) for s in stages]
     try:
         for order in orders:
@@ -157,7 +157,7 @@ def _run(builder: Callable[..., None], stages: Sequence[Stage], store: Store) ->
         builder(orders, stages[0].resources)
     except BaseException:
         for room in rooms.values():
-            fence.leave(room)
+            store.leave(room)
         files.remove_empty(made)  # an interrupted build goes on from what is in them
         raise
     return orders
@@ -171,13 +171,14 @@ def _whole(out: Path, seconds: float) -> float:
 def _order(stage: Stage, store: Store, room: Path, together: Sequence[Stage]) -> Order:
     inputs = {name: store.folder(s) for name, s in stage.inputs.items()}
     begun = prefix.start(together[0] if stage.name == "generator" else stage, store)
-    if begun is not None and store.find(begun) is not None:
+    if begun is not None and store.locate(begun) is not None:
         inputs["start"] = store.folder(begun)
     return Order(
         config=dict(stage.config),
         inputs=inputs,
         out=room / fence.OUTS / stage.key,
         work=room,
+        site=store.site,
     )
 
 
@@ -215,7 +216,7 @@ def build_all(
         {key of a stage that failed or could not start: its error}; the others are built. Of one that
         was left for the budget, or for lack of one that was, the error is `OverBudget`.
     """
-    waiting = _jobs([s for s in stages if store.find(s) is None], store)
+    waiting = _jobs([s for s in stages if store.locate(s) is None], store)
     failed: dict[str, Exception] = {}
     running: dict[Future[Any], Job] = {}
     while waiting or running:
@@ -262,7 +263,7 @@ def _give_up(job: Job, future: Future[list[Artifact]]) -> None:
 
 
 def _is_ready(job: Job, store: Store) -> bool:
-    return all(store.find(s) for s in job.inputs)
+    return all(store.ready(s) for s in job.inputs)
 
 
 def _leave(waiting: list[Job], store: Store, purse: Purse, failed: dict[str, Exception], narrator) -> None:
@@ -307,7 +308,7 @@ def _add_lost(waiting: list[Job], store: Store) -> None:
     """Put what was stored at the start, and was damaged or removed since, before those that wait for it."""
     known = {s.key for j in waiting for s in j.stages}
     needed = {s.key: s for j in waiting for i in j.inputs for s in i.walk() if s.key not in known}
-    waiting[:0] = _jobs([s for s in needed.values() if store.find(s) is None], store)
+    waiting[:0] = _jobs([s for s in needed.values() if store.locate(s) is None], store)
 
 
 def _may_join(job: Job, other: Job) -> bool:

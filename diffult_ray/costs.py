@@ -17,7 +17,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from diffult_ray import flops
-from diffult_ray.store import read_manifest, resources_of
+from diffult_ray.store import resources_of
 
 if TYPE_CHECKING:
     from diffult_ray.config import Price
@@ -217,14 +217,7 @@ class Costs:
     @cached_property
     def _nodes(self) -> dict[str, Node]:
         """Every stored artifact whose inputs are stored as well, by key."""
-        manifests: dict[str, Any] = {}
-        for folder in (self.store.root / "artifacts").glob("*/*"):
-            try:
-                manifest = read_manifest(folder)
-            except (OSError, ValueError):
-                continue
-            if manifest is not None:
-                manifests[folder.name] = manifest
+        manifests = dict(self.store.manifests())
         nodes: dict[str, Node] = {}
         for key in manifests:
             _node(key, manifests, nodes)

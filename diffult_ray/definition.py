@@ -25,11 +25,12 @@ GROWS = re.compile(r"(.*\.)?seed|generator\.steps|generation\.per_class")
 SHOWN = 3
 
 
-def check(sweep: Sweep, folder: Path) -> None:
+def check(sweep: Sweep, folder: Path, place: str | None = None) -> None:
     """Compare a sweep with the one of its name, where that has results.
 
     Args:
         folder: of the sweep's name in the storage.
+        place: how a person finds it, if not by its path.
 
     Raises:
         BadInput: if they differ in more than may change.
@@ -44,7 +45,8 @@ def check(sweep: Sweep, folder: Path) -> None:
     raise BadInput(
         where="name", value=sweep.name,
         rule=f"has results of another definition in this storage: {shown}",
-        advice=f"give this one another with name=NAME, or remove {folder}; artifacts are shared either way",
+        advice=f"give this one another with name=NAME, or remove {place or folder}; "
+        "artifacts are shared either way",
     )
 
 

@@ -56,7 +56,7 @@ class Facts:
 def facts_of(split: Any, store: Store) -> Facts:
     """Of a split as it is stored, or as its configuration says that it will be."""
     try:
-        told = files.read_json(store.folder(split) / "split.json")
+        told = store.read_json(split, "split.json")
         counts, classes = tuple(told["class_counts"]), len(told["class_names"])
         return Facts(told["image_size"], told["channels"], classes, counts, told["parts"]["balanced"])
     except (OSError, ValueError, KeyError):

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffult_ray import files
 from diffult_ray.plan import Plan
 
 if TYPE_CHECKING:
@@ -56,7 +55,7 @@ class Logbook:
             key=stage.key,
             params=_flat(stage.config),
             metrics={**_numbers(artifact.summary), "seconds": artifact.seconds},
-            history=_history(artifact.folder),
+            history=_history(self.store, stage),
             tags={f"diffult.input.{name}": s.key for name, s in stage.inputs.items()},
         ))
 
@@ -124,10 +123,13 @@ class Logbook:
         self._again = time.monotonic() + PAUSE if errors else 0.0
 
     def _open(self, uri: str) -> None:
-        from diffult_ray.tracking import Tracker
+        from diffult_ray.tracking import SQLITE, Tracker, relocate
 
         # A server has its own place for files.
-        artifacts = None if uri.startswith("http") else str(self.store.root / "mlflow-artifacts")
+        folder = self.store.tracking_folder(self.plan.sweep.name) / "mlflow-artifacts"
+        artifacts = None if uri.startswith("http") else str(folder)
+        if folder.parent != self.store.root and uri == f"{SQLITE}{folder.parent}/mlflow.db":
+            relocate(folder.parent / "mlflow.db", self.plan.sweep.name, folder)
         tracker = Tracker(uri=uri, experiment=self.plan.sweep.name, artifacts=artifacts)
         tracker.start(
             sweep=self.plan.sweep.name,
@@ -172,8 +174,10 @@ def _told(error: Exception) -> NotLogged:
     return told
 
 
-def _history(folder: Path) -> Any:
+def _history(store: Store, stage: Stage) -> Any:
     import pandas as pd
 
-    path = folder / "history.json"
-    return pd.DataFrame(files.read_json(path)) if path.exists() else None
+    try:
+        return pd.DataFrame(store.read_json(stage, "history.json"))
+    except FileNotFoundError:
+        return None

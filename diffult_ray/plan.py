@@ -115,7 +115,7 @@ def describe(plan: Plan, store: Store) -> list[tuple[Stage, str, int]]:
 def _status(stage: Stage, store: Store) -> str:
     if store.look(stage):
         return "stored"
-    begun = store.work(stage).exists() or prefix.start(stage, store) is not None
+    begun = store.has_work(stage) or prefix.start(stage, store) is not None
     return "partly built" if begun else "to build"
 
 

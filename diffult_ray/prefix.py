@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from diffult_ray import flops
 from diffult_ray.stages.training import STATE
-from diffult_ray.store import read_manifest
 
 if TYPE_CHECKING:
     from diffult_ray.pipeline import Stage
@@ -69,11 +68,5 @@ def _stored(stage: Stage, store: Store) -> Iterator[tuple[Stage, Artifact]]:
 
 def _lengths(name: str, store: Store) -> set[int]:
     """All lengths of stored stages of a name."""
-    found = set()
-    for folder in (store.root / "artifacts" / name).glob("*"):
-        try:
-            manifest = read_manifest(folder)
-            found.add(manifest["config"][LENGTH[name]])
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-    return found
+    configs = (manifest.get("config", {}) for _, manifest in store.manifests(name))
+    return {config[LENGTH[name]] for config in configs if LENGTH[name] in config}

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from diffult_ray import __version__
+from diffult_ray.remote import Remote
 
 
 def facts() -> dict[str, Any]:
@@ -72,11 +73,12 @@ def clock() -> float:
 
 
 def _file_system(root: str) -> tuple[Any, str]:
-    import pyarrow.fs
+    if "://" in root:
+        remote = Remote(root)
+        return remote.system, remote.path()
+    from pyarrow.fs import LocalFileSystem
 
-    if "://" not in root:
-        return pyarrow.fs.LocalFileSystem(), str(Path(root).expanduser().absolute())
-    return pyarrow.fs.FileSystem.from_uri(root)
+    return LocalFileSystem(), str(Path(root).expanduser().absolute())
 
 
 def _place(nonce: str) -> str:

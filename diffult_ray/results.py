@@ -38,7 +38,7 @@ def sweep_folder(store: Store, name: str) -> Path:
 
 def record(trial: Trial, store: Store, error: str | None) -> dict[str, Any]:
     """All that is known of a trial that has ended."""
-    artifact = store.find(trial.stage)
+    artifact = store.locate(trial.stage)
     if artifact is None:
         return _base(trial, "failed", error or "ended without a result")
     summary = artifact.summary
@@ -71,7 +71,7 @@ def _of_pool(trial: Trial, store: Store) -> dict[str, Any]:
     upstream = {s.name: s for s in trial.upstream}
     if "quality" not in upstream:
         return {}
-    scores, quality = store.find(upstream["scores"]), store.find(upstream["quality"])
+    scores, quality = store.locate(upstream["scores"]), store.locate(upstream["quality"])
     found: dict[str, Any] = {"generator": upstream["generator"].key}
     if scores:
         found |= {k: scores.summary[k] for k in ("p_id", "p_aid", "p_ood", "memorised")}
@@ -83,7 +83,9 @@ def _of_pool(trial: Trial, store: Store) -> dict[str, Any]:
 
 
 def write_record(found: Mapping[str, Any], store: Store, name: str) -> None:
-    files.write_json(sweep_folder(store, name) / "trials" / f"{found['trial']}.json", found)
+    path = sweep_folder(store, name) / "trials" / f"{found['trial']}.json"
+    files.write_json(path, found)
+    store.push(path)
 
 
 def read_record(trial: Trial, store: Store, name: str) -> dict[str, Any] | None:
@@ -142,7 +144,7 @@ def report_data(
     from diffult_ray.report import ReportData, selected
 
     first = plan.trials[0]
-    split = files.read_json(store.folder(_stage(first, "split")) / "split.json")
+    split = store.read_json(_stage(first, "split"), "split.json")
     data = ReportData(
         name=plan.sweep.name,
         description=plan.sweep.description,
@@ -171,7 +173,7 @@ def _stage(trial: Trial, name: str) -> Any:
 
 def _notes(plan: Plan, store: Store) -> list[str]:
     """What a reader of the measures must know, each once."""
-    measured = [store.find(stage) for stage in plan.stages if stage.name == "quality"]
+    measured = [store.locate(stage) for stage in plan.stages if stage.name == "quality"]
     return list(dict.fromkeys(note for m in measured if m for note in m.summary["notes"]))
 
 
@@ -188,7 +190,7 @@ def _stage_table(
     failed, rows = set(frame[frame["status"] == "failed"]["trial"]), []
     hit = {s.key for t in plan.trials if t.key in failed for s in t.upstream}
     for stage in plan.stages:
-        artifact = store.find(stage)
+        artifact = store.locate(stage)
         rows.append({
             "stage": stage.name,
             "key": stage.key,
@@ -212,7 +214,7 @@ def gallery(trial: Trial, store: Store) -> dict[int, dict[str, np.ndarray]]:
     from diffult_ray.stages.pool import decode, read_pool
 
     scores = next(s for s in trial.upstream if s.name == "scores")
-    if store.find(scores) is None:
+    if store.find(scores) is None or store.find(_stage(trial, "split")) is None:
         return {}
     split = load_split(store.folder(_stage(trial, "split")))
     pool = read_pool(store.folder(scores))

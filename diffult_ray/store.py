@@ -17,16 +17,21 @@ import socket
 import sys
 import tempfile
 import time
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diffult_ray import __version__, fence, files
+from diffult_ray import __version__, fence, files, lease
 from diffult_ray.errors import BadInput
+from diffult_ray.lease import Tell
 from diffult_ray.pipeline import Stage
+from diffult_ray.stages import Site
 
 FORMAT = 1  # of the storage folder and its manifests; a newer one is refused
+MANIFEST = "manifest.json"
+PROBE = 2**16  # bytes of the file by which a full storage is found out
 
 _VERIFIED: dict[str, str] = {}  # folder -> what was seen of its files when their content was compared
 
@@ -55,8 +60,6 @@ class Store:
     """
 
     def __init__(self, root: str | Path) -> None:
-        if "://" in str(root):
-            raise _refusal(root, "no such storage here; name a folder that every node sees")
         self.root = Path(root).expanduser().absolute()
         try:
             nearest = next(p for p in (self.root, *self.root.parents) if p.exists())
@@ -65,7 +68,16 @@ class Store:
         if not nearest.is_dir():
             raise _refusal(root, f"{nearest} is a file")
         with suppress(OSError, ValueError):
-            _check_format(files.read_json(self.root / "store.json"), self.root / "store.json")
+            check_format(files.read_json(self.root / "store.json"), self.root / "store.json")
+
+    @property
+    def address(self) -> str:
+        """By which another process opens this store."""
+        return str(self.root)
+
+    def shown(self, path: Path) -> str:
+        """A path of the store as a person finds it."""
+        return str(path)
 
     def check(self) -> None:
         """Write and remove a file, so that a full sweep does not find out late. Leaves no trace."""
@@ -73,7 +85,8 @@ class Store:
         probe = self.root / f".probe-{socket.gethostname()}"
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            probe.touch()  # by its own name: one that a killed sweep has left is the next one's
+            # By its own name: one that a killed sweep has left is the next one's.
+            probe.write_bytes(bytes(PROBE))
             probe.unlink()
         except OSError as error:
             raise _refusal(self.root, error.strerror or str(error)) from error
@@ -129,7 +142,7 @@ class Store:
             manifest = read_manifest(folder)
             if manifest is None:
                 return None
-            fault = _first_fault(folder, manifest)
+            fault = first_fault(folder, manifest)
         except ValueError as error:
             fault = f"manifest.json: {error}"
         except OSError:  # it went while we were looking, or cannot be read now
@@ -139,20 +152,23 @@ class Store:
         self.set_aside(folder, fault)
         return None
 
+    def locate(self, stage: Stage) -> Artifact | None:
+        """As `find`, where its files need not be on this machine."""
+        return self.find(stage)
+
+    def ready(self, stage: Stage) -> bool:
+        """Whether there is the artifact, for one who asks again and again."""
+        return self.find(stage) is not None
+
     def set_aside(self, folder: Path, fault: str) -> Path | None:
         """Move a damaged artifact out of the way; whoever does it says so. Returns where it is now."""
-        name = f"{folder.parent.name}-{folder.name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-        aside = self.root / "damaged" / name
+        aside = self.root / "damaged" / aside_name(folder)
         try:
             aside.parent.mkdir(parents=True, exist_ok=True)
             folder.rename(aside)
         except OSError:
             return None  # another process was first
-        print(
-            f"warning: {folder.parent.name} {folder.name[:8]} is damaged ({fault}); it is now {aside}, "
-            "and is built again where it is needed",
-            file=sys.stderr, flush=True,
-        )
+        warn(folder, fault, str(aside))
         return aside
 
     def commit(self, stage: Stage, *, seconds: float, made: Path | None = None) -> Artifact:
@@ -191,8 +207,100 @@ class Store:
         _VERIFIED[str(folder)] = _seen(folder, manifest)  # its checksums were computed just now
         return Artifact(folder, manifest)
 
+    def enter(self, folder: Path) -> Path:
+        """A room of this build's own in a work folder; see `fence`."""
+        return fence.enter(folder)
+
+    def leave(self, room: Path) -> None:
+        """Remove a room in which nothing was written."""
+        fence.leave(room)
+
     def discard_work(self, stage: Stage) -> None:
         shutil.rmtree(self.work(stage), ignore_errors=True)
+
+    def has_work(self, stage: Stage) -> bool:
+        return self.work(stage).exists()
+
+    @property
+    def site(self) -> Site:
+        """How stages come to folders of this store on other machines."""
+        return Site()
+
+    def hold(self, names: Mapping[str, Any], tell: Tell | None = None) -> AbstractContextManager[Any]:
+        """Leases of these names, as in `lease.hold`."""
+        return lease.hold(self.leases, names, tell)
+
+    def leases_now(self) -> tuple[list[dict[str, Any]], set[str], list[Path]]:
+        """What leases that may be alive say, their names, and the files of those that are not."""
+        paths = sorted(self.leases.glob("*.json"))
+        living = lease.living(self.leases)
+        names = {path.stem for path in paths if lease.read(path) in living}
+        return living, names, [path for path in paths if path.stem not in names]
+
+    @contextmanager
+    def outlined(self) -> Iterator[Store]:
+        """A store whose folder has at least the names, the sizes and the JSON files of this one's."""
+        yield self
+
+    def altered(self, folder: Path, manifest: dict[str, Any]) -> str | None:
+        """As `altered`, of an artifact's folder. Raises OSError, unreadable."""
+        return altered(folder, manifest)
+
+    def remove(self, path: Path) -> None:
+        """Remove a file or folder; the manifest first, since what is half removed does not exist."""
+        with suppress(OSError):
+            (path if path.is_file() else path / MANIFEST).unlink()
+        shutil.rmtree(path, ignore_errors=True)
+        files.remove_empty([path.parent])
+
+    def tracking_folder(self, sweep: str) -> Path:
+        """Where MLflow's file is, unless a sweep names another place."""
+        return self.root
+
+    def pull(self, path: Path) -> None:
+        """See what other machines have written to a folder."""
+
+    def push(self, path: Path) -> None:
+        """Let other machines see what was written to a folder or file."""
+
+    def manifests(self, stage: str = "*") -> Iterator[tuple[str, dict[str, Any]]]:
+        """(key, manifest) of every artifact, of a stage or of all, that has a readable one."""
+        for folder in (self.root / "artifacts").glob(f"{stage}/*"):
+            try:
+                manifest = read_manifest(folder)
+            except (OSError, ValueError):
+                continue
+            if manifest is not None:
+                yield folder.name, manifest
+
+    def read_json(self, stage: Stage, name: str) -> Any:
+        """A file of an artifact. Raises OSError or ValueError if it cannot be read."""
+        return files.read_json(self.folder(stage) / name)
+
+
+def open_store(root: str | Path) -> Store:
+    """The store of a folder or a URI.
+
+    Raises:
+        BadInput: if there can be none.
+    """
+    if "://" not in str(root):
+        return Store(root)
+    from diffult_ray.remotestore import RemoteStore
+
+    return RemoteStore(str(root))
+
+
+def aside_name(folder: Path) -> str:
+    return f"{folder.parent.name}-{folder.name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+
+
+def warn(folder: Path, fault: str, aside: str) -> None:
+    print(
+        f"warning: {folder.parent.name} {folder.name[:8]} is damaged ({fault}); it is now {aside}, "
+        "and is built again where it is needed",
+        file=sys.stderr, flush=True,
+    )
 
 
 def resources_of(stage: Stage) -> dict[str, float]:
@@ -242,21 +350,28 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         OSError: if it cannot be read.
     """
     try:
-        manifest = files.read_json(folder / "manifest.json")
+        content = (folder / MANIFEST).read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         return None
+    return manifest_of(content, folder / MANIFEST)
+
+
+def manifest_of(content: bytes, path: str | Path) -> dict[str, Any]:
+    """As above, of what a manifest's file holds."""
+    manifest = json.loads(content)
     if not isinstance(manifest, dict) or not {"files", "summary", "seconds", "inputs"} <= set(manifest):
         raise ValueError("is no manifest")
-    _check_format(manifest, folder / "manifest.json")
+    check_format(manifest, path)
     return manifest
 
 
-def _check_format(written: Any, path: Path) -> None:
+def check_format(written: Any, path: str | Path) -> None:
+    """Raises BadInput for what a newer version wrote."""
     found = written.get("format", 0) if isinstance(written, dict) else 0
     if isinstance(found, int) and found > FORMAT:
         raise BadInput(
             where=str(path), rule=f"was written by a newer version; this one reads format {FORMAT}",
-            value=found, advice="update diffult_ray, or name another folder with --storage",
+            value=found, advice="update diffult_ray, or name another with --storage",
         )
 
 
@@ -281,7 +396,7 @@ def altered(folder: Path, manifest: dict[str, Any]) -> str | None:
     return None
 
 
-def _first_fault(folder: Path, manifest: dict[str, Any]) -> str | None:
+def first_fault(folder: Path, manifest: dict[str, Any]) -> str | None:
     """As `altered`, but content is compared once a machine, until a file is written to."""
     wrong = missized(folder, manifest)
     if wrong is not None:
@@ -294,11 +409,19 @@ def _first_fault(folder: Path, manifest: dict[str, Any]) -> str | None:
         fault = altered(folder, manifest)
         if fault is not None:
             return fault
-        with suppress(OSError):  # without the note, the next process compares once more
-            note.parent.mkdir(mode=0o700, exist_ok=True)
-            note.touch()
+        remember(folder, manifest)
     _VERIFIED[str(folder)] = seen
     return None
+
+
+def remember(folder: Path, manifest: dict[str, Any]) -> None:
+    """That the content was compared on this machine."""
+    seen = _seen(folder, manifest)
+    note = _notes() / seen
+    with suppress(OSError):  # without the note, the next process compares once more
+        note.parent.mkdir(mode=0o700, exist_ok=True)
+        note.touch()
+    _VERIFIED[str(folder)] = seen
 
 
 def _seen(folder: Path, manifest: dict[str, Any]) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,10 +13,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
-from diffult_ray import files, lease
+from diffult_ray import files
 from diffult_ray.errors import BadInput, Refused
 from diffult_ray.progress import clock
-from diffult_ray.store import Store, altered, missized, read_manifest
+from diffult_ray.store import Store, missized, open_store, read_manifest
 
 DONE, DAMAGED = 0, 1
 
@@ -26,8 +25,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0, 1 where `verify` finds damage, 2 for a mistake."""
     try:
         arguments = _parser().parse_args(argv)
-        keeper = Storekeeper(Store(arguments.storage or os.environ.get("DIFFULT_STORAGE") or "~/diffult"))
-        return arguments.command(keeper, arguments)
+        found = open_store(arguments.storage or os.environ.get("DIFFULT_STORAGE") or "~/diffult")
+        with found.outlined() as outline:
+            return arguments.command(Storekeeper(outline), arguments)
     except Refused as refused:
         print(f"error: {refused}", file=sys.stderr)
         return refused.exit_code
@@ -238,7 +238,7 @@ def _ls(keeper: Storekeeper, arguments: argparse.Namespace) -> int:
     for row in rows:
         print("  ".join([*(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=False)), row[7]]))
     total = size(sum(e.bytes for e in keeper.entries))
-    print(f"{len(keeper.entries)} artifacts, {total} in {keeper.store.root}")
+    print(f"{len(keeper.entries)} artifacts, {total} in {keeper.store.shown(keeper.store.root)}")
     return DONE
 
 
@@ -247,7 +247,8 @@ def _show(keeper: Storekeeper, arguments: argparse.Namespace) -> int:
 
     entry = keeper.chosen(arguments.key)
     told: dict[str, Any] = {
-        "stage": entry.stage, "key": entry.key, "folder": str(entry.folder), "state": entry.state,
+        "stage": entry.stage, "key": entry.key, "folder": keeper.store.shown(entry.folder),
+        "state": entry.state,
         "size": size(entry.bytes), "age": age(entry.age), "used by sweeps": keeper.users.get(entry.key, []),
         "used by artifacts": [
             f"{e.stage} {e.key}" for e in keeper.entries
@@ -267,7 +268,7 @@ def _verify(keeper: Storekeeper, arguments: argparse.Namespace) -> int:
     """Every file is read. What is damaged is set aside by the next sweep that would use it."""
     damaged = whole = 0
     for entry in keeper.entries:
-        fault = entry.fault or (entry.manifest and _altered(entry))
+        fault = entry.fault or (entry.manifest and _altered(keeper.store, entry))
         whole += bool(entry.manifest) and not fault
         if fault:
             damaged += 1
@@ -278,11 +279,11 @@ def _verify(keeper: Storekeeper, arguments: argparse.Namespace) -> int:
     return DAMAGED if damaged else DONE
 
 
-def _altered(entry: Entry) -> str | None:
+def _altered(store: Store, entry: Entry) -> str | None:
     try:
-        return altered(entry.folder, entry.manifest)
+        return store.altered(entry.folder, entry.manifest)
     except OSError as error:
-        return f"cannot be read: {error.strerror}"
+        return f"cannot be read: {error.strerror or error}"
 
 
 def _gc(keeper: Storekeeper, arguments: argparse.Namespace) -> int:
@@ -292,7 +293,7 @@ def _gc(keeper: Storekeeper, arguments: argparse.Namespace) -> int:
     for why, path in rubbish:
         bytes_ = size_of(path)
         if not arguments.dry_run:
-            _remove(path)
+            keeper.store.remove(path)
         freed += bytes_
         print(f"{verb} {path.relative_to(keeper.store.root)}: {why}, {size(bytes_)}")
     print(f"{verb} {len(rubbish)}, {size(freed)}")
@@ -311,7 +312,7 @@ def _kept(keeper: Storekeeper, keep: Sequence[str] | None) -> Needs:
                 where="--keep", rule="no such sweep in this storage", value=name,
                 advice=f"there are {', '.join(keeper.sweeps) or 'none'}",
             )
-    live = lease.living(keeper.store.leases)
+    live, _, _ = keeper.store.leases_now()
     running = {found["sweep"] for found in live if found.get("sweep") in keeper.sweeps}
     names = dict.fromkeys([*(keeper.sweeps if keep is None else keep), *sorted(running)])
     every = [keeper.needs(name) for name in names]
@@ -323,8 +324,8 @@ def _kept(keeper: Storekeeper, keep: Sequence[str] | None) -> Needs:
 
 def _rubbish(keeper: Storekeeper, kept: Needs) -> Iterator[tuple[str, Path]]:
     """(why, path) of what can go: damaged artifacts, those that nobody needs, and orphaned work."""
-    root, leases = keeper.store.root, keeper.store.leases
-    live = lease.living(leases)
+    root = keeper.store.root
+    live, names, gone = keeper.store.leases_now()
     building = {key for found in live for key in found.get("builds", ())}
     for entry in keeper.entries:
         if entry.key in building:
@@ -335,21 +336,11 @@ def _rubbish(keeper: Storekeeper, kept: Needs) -> Iterator[tuple[str, Path]]:
             yield ("no sweep needs it" if entry.manifest else "unfinished, no sweep needs it"), entry.folder
     for folder in sorted((root / "damaged").glob("*")):
         yield "damaged", folder
-    names = {path.stem for path in leases.glob("*.json") if lease.read(path) in live}
     for folder in sorted((root / "work").glob("*")):
         if folder.name not in kept.work | names:
             yield "unfinished work that no sweep needs", folder
-    for path in sorted(leases.glob("*.json")):
-        if path.stem not in names:
-            yield "of a builder that is gone", path
-
-
-def _remove(path: Path) -> None:
-    """The manifest first: what is half removed does not exist."""
-    with suppress(OSError):
-        (path if path.is_file() else path / "manifest.json").unlink()
-    shutil.rmtree(path, ignore_errors=True)
-    files.remove_empty([path.parent])
+    for path in gone:
+        yield "of a builder that is gone", path
 
 
 # --- in words ---------------------------------------------------------------------------------------

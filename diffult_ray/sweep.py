@@ -18,16 +18,17 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from diffult_ray import __version__, config, definition, files, interruption, lease, metrics
+from diffult_ray import __version__, config, definition, files, interruption, metrics
 from diffult_ray.budget import OverBudget, Purse
 from diffult_ray.costs import Costs
 from diffult_ray.errors import BadInput, Refused
 from diffult_ray.plan import Plan, make_plan, text
 from diffult_ray.progress import Narrator
-from diffult_ray.store import Store
+from diffult_ray.store import Store, open_store
 
 if TYPE_CHECKING:
     from diffult_ray.pipeline import Stage
@@ -91,7 +92,7 @@ def _main(arguments: argparse.Namespace) -> int:
         name, overrides = None, [name, *overrides]
     sweep = config.load("digits" if name is None else name, overrides, arguments.overlay)
     plan = make_plan(sweep)
-    store = Store(arguments.storage or os.environ.get("DIFFULT_STORAGE") or "~/diffult")
+    store = open_store(arguments.storage or os.environ.get("DIFFULT_STORAGE") or "~/diffult")
     if arguments.plan:
         for line in text(plan, store):
             print(line)
@@ -122,26 +123,28 @@ class Session:
         self.tracker: Any = None
 
     def run(self) -> int:
+        self.store.pull(self.folder)
         records = self._stored_records()
         if self._is_finished(records):
             self._print_results()
             return DONE
-        definition.check(self.plan.sweep, self.folder)
+        definition.check(self.plan.sweep, self.folder, self.store.shown(self.folder))
         self.store.check()
         for stage in self._needed(records):
             self.store.look(stage)  # what a newer version wrote is refused before anything is written
         self._check_request()
         self._check_weights(records)
         uri = self._tracking_uri()
-        with lease.hold(self.store.leases, self._presence(), self.narrator.say):
+        with self.store.hold(self._presence(), self.narrator.say):
             # Again: another driver of this sweep may have been waited for.
+            self.store.pull(self.folder)
             return self._run(self._stored_records(), uri)
 
     def _run(self, records: dict[str, dict[str, Any]], uri: str | None) -> int:
         if self._is_finished(records):
             self._print_results()
             return DONE
-        definition.check(self.plan.sweep, self.folder)
+        definition.check(self.plan.sweep, self.folder, self.store.shown(self.folder))
         self._remove_temporary()
         self._build_splits(records)
         self._check_measures(records)
@@ -155,6 +158,8 @@ class Session:
             interruption.heard()
             if self.tracker:
                 self.tracker.close("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+                with suppress(OSError):
+                    self.store.push(self.folder)
             raise
         finally:
             self._disconnect()
@@ -170,17 +175,15 @@ class Session:
         for folder in (self.folder, self.folder / "trials", self.folder / "figures"):
             files.remove_temporary(folder, ".*.tmp")
         found = list(self.store.root.glob(".*.tmp*"))
-        if {each["pid"] for each in lease.living(self.store.leases)} == {os.getpid()}:
+        if {each["pid"] for each in self.store.leases_now()[0]} == {os.getpid()}:
             for path in found:
                 path.unlink(missing_ok=True)
 
     def _tidy(self) -> None:
-        import shutil
-
         from diffult_ray import build
 
         build.tidy([*self.plan.stages, *(t.stage for t in self.plan.trials)], self.store)
-        shutil.rmtree(self.store.tune(self.plan.sweep.name), ignore_errors=True)
+        self.store.site.remove(self.store.tune(self.plan.sweep.name))
 
     # --- what is there ---
 
@@ -217,14 +220,20 @@ class Session:
 
     def _uri(self) -> str | None:
         tracking = self.plan.sweep.tracking
-        return (tracking.uri or f"sqlite:///{self.store.root}/mlflow.db") if tracking.enabled else None
+        return (tracking.uri or f"sqlite:///{self._database}") if tracking.enabled else None
+
+    @property
+    def _database(self) -> Path:
+        return self.store.tracking_folder(self.plan.sweep.name) / "mlflow.db"
 
     def _shown_uri(self) -> str | None:
-        """As it may be written down: without a password."""
+        """As it may be written down: without a password, and the same on every machine."""
         from diffult_ray import tracking
 
         uri = self._uri()
-        return None if uri is None else tracking.masked(uri)
+        if uri is None or self.plan.sweep.tracking.uri:
+            return None if uri is None else tracking.masked(uri)
+        return f"sqlite:///{self.store.shown(self._database)}"
 
     def _tracking_uri(self) -> str | None:
         """As asked for; one that this sweep has logged to may be away for now, and costs no result."""
@@ -250,25 +259,32 @@ class Session:
     def _build_splits(self, records: Mapping[str, Any]) -> None:
         """A data set that cannot be had is a mistake in the sweep, told before anything else is written."""
         from diffult_ray import build
-        from diffult_ray.data import move
-
         for stage in self._needed(records):
             if stage.name != "split":
                 continue
-            artifact = self.store.find(stage)
+            artifact = self.store.locate(stage)
             if artifact is None:
                 artifact = build.build_one(stage, self.store)
                 self.built[stage.key] = artifact.seconds
             self._check_validation(stage, artifact)
             root = stage.resources.root
             if root and "://" not in root and artifact.summary["streamed"]:
-                move(artifact.folder, str(Path(root).expanduser().absolute()))
+                self._move(stage, str(Path(root).expanduser().absolute()))
+
+    def _move(self, stage: Stage, root: str) -> None:
+        """Say where the data of a split lie now, where its workers will read it."""
+        from diffult_ray.data.split import MOVED, move
+
+        artifact = self.store.find(stage)
+        if artifact is not None:
+            move(artifact.folder, root)
+            self.store.push(artifact.folder / MOVED)
 
     def _check_weights(self, records: Mapping[str, Any]) -> None:
         """Inception's weights are there, or are fetched, before anything is written."""
         from diffult_ray.method import inception
 
-        stages = [s for s in self._needed(records) if s.name == "inception" and not self.store.find(s)]
+        stages = [s for s in self._needed(records) if s.name == "inception" and not self.store.locate(s)]
         for weights in dict.fromkeys(s.resources.weights for s in stages):
             inception.read(inception.find(weights))
 
@@ -279,7 +295,7 @@ class Session:
         notes: list[str] = []
         for stage in self._needed(records):
             if stage.name == "quality":
-                split = files.read_json(self.store.folder(stage.inputs["split"]) / "split.json")
+                split = self.store.read_json(stage.inputs["split"], "split.json")
                 notes += quality.check(stage.config, stage.inputs["reference"].config, split)
         for note in dict.fromkeys(notes):
             self.narrator.say(f"warning: {note}")
@@ -312,6 +328,8 @@ class Session:
         stages = [*self.plan.stages, *(t.stage for t in self.plan.trials)]
         needs = {s.key: {"stage": s.name, "family": s.family} for s in stages}
         files.write_json(self.folder / "stages.json", needs)
+        for name in ("sweep.yaml", "stages.json"):
+            self.store.push(self.folder / name)
 
     # --- the work ---
 
@@ -320,7 +338,7 @@ class Session:
 
         missing = [t for t in self.plan.trials if t.key not in records]
         stages = self._needed(records)
-        stored = [s for s in self.plan.stages if self.store.find(s)]
+        stored = [s for s in self.plan.stages if self.store.locate(s)]
         self.narrator.say(
             f"sweep {self.plan.sweep.name}: {len(self.plan.trials)} trials, {len(records)} done; "
             f"{len(stored)} of {len(self.plan.stages)} stages stored"
@@ -334,7 +352,7 @@ class Session:
         self.narrator.say(f"Ray: {capacity.origin} with {capacity.cpus:g} CPUs and {capacity.gpus:g} GPUs")
         cluster.check_fits(self.plan, capacity)
         if capacity.fleet is not None:  # a cluster that others have set up
-            preflight.check(self.plan, str(self.store.root), capacity, self.narrator.say)
+            preflight.check(self.plan, self.store.address, capacity, self.narrator.say)
         self._count_reused(stored, records)
         failed = build.build_all(
             stages, self.store, capacity, self.narrator, self._stage_built, self.purse
@@ -370,7 +388,7 @@ class Session:
 
         self.tracker = Logbook(uri, self.plan, self.store, self.folder)
         for stage in stored:
-            self.tracker.stage(stage, self.store.find(stage))
+            self.tracker.stage(stage, self.store.locate(stage))
         for found in records.values():
             self.tracker.trial(found)
 
@@ -421,12 +439,14 @@ class Session:
         statistics.write(data, self.folder)
         code = next((c for status, c in UNDONE.items() if (frame["status"] == status).any()), DONE)
         error = self.tracker.conclude(data, ENDS[code]) if self.tracker else None
+        self.store.push(self.folder)
         if code == DONE:
             files.write_json(self.folder / "finished.json", {
                 "id": self.plan.id,
                 "tracking": None if error else self._shown_uri(),
                 "command": self.command,
             })
+            self.store.push(self.folder / "finished.json")
         self._print_results(data)
         if error:
             print(f"warning: not all is in MLflow, the same command logs the rest: {error}", file=sys.stderr)
@@ -461,8 +481,8 @@ class Session:
             frame = pd.read_parquet(self.folder / "results.parquet")
             data = results.report_data(self.plan, self.store, frame, {}, {})
         report.print_table(data, Console())
-        print(f"results: {self.folder / 'results.parquet'}")
-        print(f"report:  {self.folder / 'report.html'}")
+        print(f"results: {self.store.shown(self.folder / 'results.parquet')}")
+        print(f"report:  {self.store.shown(self.folder / 'report.html')}")
         uri = self._uri()
         if uri is not None:
             from diffult_ray import tracking

@@ -44,6 +44,7 @@ SQLITE = "sqlite:///"
 MODEL = "classifier"
 PARAMS_A_BATCH, METRICS_A_BATCH = 100, 1000  # mlflow.utils.validation
 LONGEST = {"param": 6000, "tag": 8000, "name": 250}
+PLACES = {"experiments": "artifact_location", "runs": "artifact_uri", "logged_models": "artifact_location"}
 _CREATING = threading.Lock()  # migrations keep their state in globals
 STATUS = {"done": "FINISHED", "failed": "FAILED"}
 
@@ -92,7 +93,7 @@ def ui_command(uri: str) -> str:
 def masked(text: str) -> str:
     """A text, such as a URI or a message that holds one, without the passwords in it."""
     text = re.sub(r"(://[^\s:/@]*):(?!\d{1,5}(?:[/?#]|$))\S*@", r"\1:***@", text)
-    return re.sub(r"(?i)(password|token)=[^&\s]+", r"\1=***", text)
+    return re.sub(r"(?i)(\w*(?:password|token|secret)\w*)=[^&\s]+", r"\1=***", text)
 
 
 def _refusal(uri: str, rule: str, advice: str) -> BadInput:
@@ -131,12 +132,12 @@ def _try_database(path: Path) -> None:
 
 def _check_server(uri: str) -> None:
     try:
-        _within(SECONDS_TO_ANSWER, lambda: _reach(uri))
+        within(SECONDS_TO_ANSWER, lambda: _reach(uri))
     except (OSError, ValueError, http.client.HTTPException) as error:
         advice = f"{getattr(error, 'reason', None) or error}; start it or correct the address"
         raise _refusal(uri, "the MLflow server can be reached", advice) from error
     try:
-        status = _within(2 * SECONDS_TO_ANSWER, _question(uri))
+        status = within(2 * SECONDS_TO_ANSWER, _question(uri))
     except Exception as error:
         raise _refusal(uri, "the server answers as MLflow does", _first_line(error)) from error
     if status in (401, 403):
@@ -185,7 +186,7 @@ def _is_object(text: str) -> bool:
         return False
 
 
-def _within(seconds: float, call: Callable[[], Any]) -> Any:
+def within(seconds: float, call: Callable[[], Any]) -> Any:
     """The result of a call, name resolution included, which has no time limit of its own.
 
     Raises:
@@ -259,6 +260,21 @@ def _create_database(path: Path, artifacts: str) -> None:
         finally:
             event.remove(Engine, "connect", hurry)
             draft.unlink(missing_ok=True)
+
+
+def relocate(path: Path, experiment: str, artifacts: Path) -> None:
+    """A database that came from another machine: its files are in this folder here."""
+    if not path.exists():
+        return
+    with sqlite3.connect(path) as database:
+        asked = "SELECT artifact_location FROM experiments WHERE name = ?"
+        (before,) = database.execute(asked, (experiment,)).fetchone() or (None,)
+        after = _as_uri(str(artifacts))
+        if before in (None, after):
+            return
+        for table, column in PLACES.items():
+            database.execute(f"UPDATE {table} SET {column} = replace({column}, ?, ?)", (before, after))
+    database.close()
 
 
 def _file_of(connection: sqlite3.Connection) -> str:

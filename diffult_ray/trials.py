@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -55,7 +54,9 @@ def run(
     queue = Queue(table, purse, narrator)
     bound = Bound(queue, each, capacity, concurrency)
     folder = store.tune(name)
-    shutil.rmtree(folder, ignore_errors=True)
+    store.site.remove(folder)
+    place, system = store.site.storage(folder)
+
     def ended(trial: Trial, error: str | None) -> None:
         purse.settle([trial.stage])
         on_end(trial, error)
@@ -73,7 +74,8 @@ def run(
         ),
         run_config=tune.RunConfig(
             name="trials",
-            storage_path=str(folder),
+            storage_path=place,
+            storage_filesystem=system,
             verbose=0,
             callbacks=[watcher, bound],
             stop=bound.stopper,
@@ -85,7 +87,7 @@ def run(
     watcher.left -= {t.key for t in queue.left}
     watcher.settle(bound.refusal or "ended without a result")
     purse.leave([t.stage for t in queue.left])
-    shutil.rmtree(folder, ignore_errors=True)
+    store.site.remove(folder)
 
 
 def _request(each: Any) -> dict[str, float]:
@@ -105,7 +107,7 @@ def _fits(each: Any, capacity: Capacity) -> int:
 def _trial(config: dict[str, Any], *, stages: dict[str, Any], store: Store) -> None:
     """One Tune trial: its classifier, in this process or under a nested TorchTrainer."""
     stage = stages[config["trial"]]
-    found = store.find(stage)
+    found = store.locate(stage)
     try:
         artifact = found if found is not None else build_one(stage, store)
     except FloatingPointError as error:  # again it would end alike
@@ -231,7 +233,7 @@ class Watcher(tune.Callback):
         if key not in self.left:
             return
         self.left.remove(key)
-        artifact = self.store.find(self.table[key].stage)
+        artifact = self.store.locate(self.table[key].stage)
         if artifact is None and error is None:
             error = "ended without a metric"
         self.on_end(self.table[key], error)

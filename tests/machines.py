@@ -11,15 +11,17 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 ROOT = Path(__file__).parents[1]
 RAY = (sys.executable, "-m", "ray.scripts.scripts")
 MARK = "DIFFULT_TEST_MACHINE"  # in the environment of a machine's processes
 PORTS = ("gcs", "dashboard", "client", "agent", "metrics")
+NOTHING: Mapping[str, str] = MappingProxyType({})
 Found = TypeVar("Found")
 
 
@@ -94,20 +96,22 @@ class Cluster:
         )  # fmt: skip
         return self
 
-    def add(self, *, cpus: float = 1, gpus: float = 0) -> Machine:
+    def add(self, *, cpus: float = 1, gpus: float = 0, variables: Mapping[str, str] | None = None) -> Machine:
+        """One more, with variables in the environment of its processes."""
         self._count += 1
         return self._start(
-            f"n{self._count}", f"--address={self.address}", f"--num-cpus={cpus}", f"--num-gpus={gpus}"
+            f"n{self._count}", f"--address={self.address}", f"--num-cpus={cpus}", f"--num-gpus={gpus}",
+            variables=variables or {},
         )
 
-    def _start(self, name: str, *options: str) -> Machine:
+    def _start(self, name: str, *options: str, variables: Mapping[str, str] = NOTHING) -> Machine:
         """Returns once the machine is alive."""
         machine = Machine(name, f"{self.folder}/{name}")
         before = self.nodes() if name != "head" else []
         done = subprocess.run(
             [*RAY, "start", *options, "--min-worker-port=0", "--max-worker-port=0", "--disable-usage-stats",
              f"--object-store-memory={150 * 2**20}"],
-            env=self.environment | {MARK: machine.mark}, stdin=subprocess.DEVNULL,
+            env={**self.environment, **variables, MARK: machine.mark}, stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=120,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout
@@ -127,7 +131,12 @@ class Cluster:
     @property
     def environment(self) -> dict[str, str]:
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "DIFFULT_", "MLFLOW_"))}
-        return kept | {
+        return kept | self.variables
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """What a process needs to be let in."""
+        return {
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(self.folder / "token"),
             "RAY_USAGE_STATS_ENABLED": "0",

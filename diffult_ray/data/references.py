@@ -7,7 +7,7 @@ parquet files are packed once, since parquet is read by the row group.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -58,6 +58,16 @@ class References:
 
         paths = pa.concat_arrays([self.paths, other.paths])
         return replace(self, paths=paths, rows=np.concatenate([self.rows, other.rows]))
+
+    def moved(self, place: Callable[[str], str]) -> References:
+        """The same images, where packed files lie elsewhere."""
+        import pyarrow as pa
+
+        packs = self.paths.filter(pa.array(self.rows >= 0)).unique().to_pylist()
+        there = {path: place(path) for path in packs}
+        paths = [there[path] if row >= 0 else path
+                 for path, row in zip(self.paths.to_pylist(), self.rows.tolist(), strict=True)]
+        return replace(self, paths=pa.array(paths, pa.string()))
 
     def read(self) -> Iterator[bytes]:
         """The encoded images, one after another.

@@ -65,13 +65,16 @@ def build(orders: Sequence[Order], resources: Any) -> None:
         _train("classifier", orders, resources, part=None)
     else:
         (order,) = orders
-        run_here(_loop, _payload(order, part=None), resources=resources, work=order.work)
+        payload = _payload(order, part=None)
+        run_here(_loop, payload, resources=resources, work=order.work, site=order.site)
 
 
 def _train(name: str, orders: Sequence[Order], resources: Any, *, part: str | None) -> None:
     (order,) = orders
     payload = _payload(order, part=part)
-    train(_loop, payload, resources=resources, work=order.work, name=f"{name}-{order.out.name}")
+    name = f"{name}-{order.out.name}"
+    train(_loop, payload, resources=resources, work=order.work, name=name, site=order.site)
+    order.site.fetch(order.out)
 
 
 def _payload(order: Order, *, part: str | None) -> dict[str, Any]:
@@ -92,6 +95,7 @@ def _pack_pool(order: Order) -> None:
     batches = read_pool(order.inputs["scores"]).table.select(["image"]).to_batches(max_chunksize=1000)
     contents = ([image["bytes"] for image in batch.column(0).to_pylist()] for batch in batches)
     pack(order.work / PACKED_POOL, contents)
+    order.site.publish(order.work / PACKED_POOL)
 
 
 # --- what is trained on -------------------------------------------------------------------------
@@ -292,7 +296,7 @@ def _loop(run: Run, payload: Mapping[str, Any]) -> None:
     total, batch = total_steps(config, len(labels)), config["batch_size"]
     objective = make_objective(config, labels, weights, num_classes=split.num_classes, steps=total)
     plan = _plan(run, config, split, objective, n=len(labels), first=first, total=total)
-    images = feed.make(data.images, plan, device=run.device, readers=run.readers)
+    images = feed.make(data.images, plan, device=run.device, readers=run.readers, site=run.site)
     recorder = Recorder(history, total, batch)
 
     model.train()
@@ -421,7 +425,8 @@ def part_outputs(model, normalise, split: Split, part: str, run: Run, *, margin:
     """
     every = feed.InOrder(OUTPUT_BATCH, len(getattr(split, part)))
     plan = feed.Plan(every, slice(None), 0, every.steps, margin=margin)
-    images = feed.make(feed.pictures(split, part), plan, device=run.device, readers=run.readers)
+    pictures = feed.pictures(split, part)
+    images = feed.make(pictures, plan, device=run.device, readers=run.readers, site=run.site)
     return _outputs(model, normalise, map(images, range(every.steps)), run.device)
 
 
@@ -467,6 +472,7 @@ def _finish(run, payload, model, network, split, data, normalise, recorder) -> N
         "images_per_second": recorder.rows[-1]["images_per_second"],
         "train_seconds": recorder.rows[-1]["seconds"],
     })
+    run.site.publish_soon(out)
 
 
 def _measures(predictions: Mapping[str, torch.Tensor], split: Split) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from diffult_ray import files
+from diffult_ray.stages import Order, Site
 
 # An actor asks for a little less than its share, so that read tasks always find room beside it.
 ACTOR_SHARE = 0.9
@@ -64,12 +65,12 @@ def by_target(rows: pa.Table) -> Iterator[tuple[int, pa.Table]]:
         yield target, rows.filter(pc.equal(rows["target"], target)).drop_columns(["target"])
 
 
-def count(dataset: Any, total: int, work: Path) -> None:
+def count(dataset: Any, total: int, order: Order) -> None:
     """Run a data set whose rows say how much was `done`, telling progress on the way."""
     done = 0
     for batch in dataset.iter_batches(batch_format="pyarrow", batch_size=None):
         done += pc.sum(batch["done"]).as_py() or 0
-        tell(work, done, total)
+        tell(order, done, total)
 
 
 def matrix(column: pa.ChunkedArray) -> np.ndarray:
@@ -80,18 +81,20 @@ def matrix(column: pa.ChunkedArray) -> np.ndarray:
     return np.asarray(array.flatten()).reshape(len(array), -1)
 
 
-def tell(work: Path, done: int, total: int) -> None:
-    files.write_json(work / "progress.json", {"done": done, "total": total})
+def tell(order: Order, done: int, total: int) -> None:
+    files.write_json(order.work / "progress.json", {"done": done, "total": total})
+    order.site.publish_soon(order.work / "progress.json")
 
 
 # --- parts: what a pool of actors has finished, in files that are whole or not there ---
 
 
-def write_part(folder: str | Path, table: pa.Table) -> None:
-    """One more part; a part that is written twice, after a killed actor, does no harm."""
-    sink = pa.BufferOutputStream()
+def write_part(site: Site, folder: str | Path, table: pa.Table) -> None:
+    """One more part of a site's folder; one that is written twice, after a killed actor, does no harm."""
+    sink, name = pa.BufferOutputStream(), f"{uuid.uuid4().hex}.parquet"
     pq.write_table(table, sink)
-    files.write_bytes(Path(folder) / f"{uuid.uuid4().hex}.parquet", sink.getvalue().to_pybytes())
+    files.write_bytes(site.here(folder) / name, sink.getvalue().to_pybytes())
+    site.publish(Path(folder) / name)
 
 
 def read_parts(folder: Path, schema: pa.Schema) -> pa.Table:

@@ -20,6 +20,7 @@ import numpy as np
 from diffult_ray.data.augment import EVALUATION_MARGIN, Augmentation, augmented
 from diffult_ray.data.decode import decoded
 from diffult_ray.data.references import References, packed
+from diffult_ray.stages import SHARED, Site
 
 __all__ = ["EVALUATION_MARGIN", "Augmentation", "References", "packed"]
 
@@ -135,10 +136,12 @@ class Plan:
         return self.indices(step)[self.rows(step)]
 
 
-def make(images: torch.Tensor | References, plan: Plan, *, device: torch.device, readers: int) -> Feed:
+def make(
+    images: torch.Tensor | References, plan: Plan, *, device: torch.device, readers: int, site: Site = SHARED
+) -> Feed:
     """A feed of images in memory, or of streamed ones through `readers` decoding tasks at a time."""
     if isinstance(images, References):
-        return StreamedFeed(images, plan, device=device, readers=readers)
+        return StreamedFeed(images, plan, device=device, readers=readers, site=site)
     return MemoryFeed(images, plan, device=device)
 
 
@@ -166,13 +169,13 @@ class StreamedFeed(Feed):
     """Blocks of steps decoded by Ray tasks, a bounded number of bytes ahead of the training."""
 
     def __init__(
-        self, references: References, plan: Plan, *, device: torch.device, readers: int
+        self, references: References, plan: Plan, *, device: torch.device, readers: int, site: Site
     ) -> None:
         self.plan, self.device = plan, device
         self.shape = (references.image_size, references.image_size, references.channels)
         self.every = _steps_a_block(references, plan)
         self._expected = plan.first
-        self._batches = self._run(references, readers)
+        self._batches = self._run(references, readers, site)
 
     def __call__(self, step: int) -> torch.Tensor:
         if step != self._expected:
@@ -183,12 +186,12 @@ class StreamedFeed(Feed):
     def close(self) -> None:
         self._batches.close()
 
-    def _run(self, references: References, readers: int) -> Iterator[torch.Tensor]:
+    def _run(self, references: References, readers: int, site: Site) -> Iterator[torch.Tensor]:
         import ray
         import torch
 
         plan = self.plan
-        task = Decode(ray.put(references), plan.augmentation, plan.seed, plan.margin)
+        task = Decode(ray.put(references), site, plan.augmentation, plan.seed, plan.margin)
         starts = range(plan.first, plan.total, self.every)
         for first in range(0, len(starts), BLOCKS_A_DATASET):
             wanted = [self._wanted(start) for start in starts[first : first + BLOCKS_A_DATASET]]
@@ -274,6 +277,7 @@ class Decode:
     """Rows (start, step, position, index) -> the same with the images, as one value of bytes a row."""
 
     references: ray.ObjectRef
+    site: Site
     augmentation: Augmentation | None
     seed: int
     margin: float
@@ -281,7 +285,7 @@ class Decode:
     def __call__(self, rows: pa.Table) -> pa.Table:
         import pyarrow as pa
 
-        references = _fetched(self.references)
+        references = _fetched(self.references, self.site)
         with _no_collection():
             made = [self._block(references, row) for row in rows.to_batches()[0].to_struct_array()]
         column = pa.chunked_array([_as_binary(images) for images in made])
@@ -324,8 +328,9 @@ def _as_binary(images: np.ndarray) -> pa.Array:
 
 
 @lru_cache(maxsize=2)
-def _fetched(reference: ray.ObjectRef) -> References:
+def _fetched(reference: ray.ObjectRef, site: Site) -> References:
     """Once a process: what a task is given anew each time costs more than a block."""
     import ray
 
-    return ray.get(reference)
+    references = ray.get(reference)
+    return references if site.is_shared else references.moved(lambda path: str(site.fetch(path)))

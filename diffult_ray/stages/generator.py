@@ -42,7 +42,9 @@ def build(orders: Sequence[Order], resources: Any) -> None:
         "outs": {int(o.config["steps"]): str(o.out) for o in orders},
     }
     name = f"generator-{longest.out.name}"
-    train(_loop, payload, resources=resources, work=longest.work, name=name)
+    train(_loop, payload, resources=resources, work=longest.work, name=name, site=longest.site)
+    for order in orders:
+        order.site.fetch(order.out)
 
 
 def _loop(run: Run, payload: Mapping[str, Any]) -> None:
@@ -69,7 +71,7 @@ def _loop(run: Run, payload: Mapping[str, Any]) -> None:
     outs, total, batch = payload["outs"], config["steps"], config["batch_size"]
     mine = share(batch, rank=run.rank, world=run.world)
     plan = feed.Plan(chosen, mine, first, total)
-    images = feed.make(pictures, plan, device=run.device, readers=run.readers)
+    images = feed.make(pictures, plan, device=run.device, readers=run.readers, site=run.site)
     recorder = Recorder(history, total, batch)
 
     def network(images, times, labels):
@@ -98,6 +100,7 @@ def _loop(run: Run, payload: Mapping[str, Any]) -> None:
             state = {"step": step + 1, "history": recorder.rows}
             files.write_state(Path(outs[step + 1]) / STATE, _tensors(model, ema, optimizer), state)
             _write(Path(outs[step + 1]), step + 1, model, ema, config, split, recorder.rows, first)
+            run.site.publish_soon(outs[step + 1])
         if at_point:
             run.tell(step + 1, total, loss=recorder.last)
             # After the writing: a run that goes on from here does not pass this step again.

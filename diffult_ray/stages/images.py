@@ -37,7 +37,7 @@ class SampleRows:
             images = self.samplers[target](mine["label"].to_numpy(), mine["seed"].to_numpy())
             column = pa.array(pool.encode(images), type=pool.IMAGE)
             made = mine.append_column("image", column).select(SCHEMA.names).cast(SCHEMA)
-            write_part(self.targets[target]["parts"], made)
+            write_part(self.targets[target]["site"], self.targets[target]["parts"], made)
             metrics.count("diffult_images_generated", made.num_rows)
         return pa.table({"done": [rows.num_rows]})
 
@@ -59,7 +59,7 @@ def build(orders: Sequence[Order], resources: Any) -> None:
         data = map_with_actors(
             from_tables(missing), SampleRows, {"targets": [_target(o) for o in orders]}, resources=resources
         )
-        count(data, total, orders[0].work)
+        count(data, total, orders[0])
     rate = total / (time.monotonic() - start)
     for order, rows, lacked in zip(orders, wanted, missing, strict=True):
         _finish(order, rows, lacked.num_rows, rate)
@@ -73,10 +73,10 @@ def _wanted(order: Order) -> pa.Table:
 
 def _made(order: Order) -> pa.Table:
     """The images that there are, each once."""
-    parts = read_parts(order.work / "parts", SCHEMA)
+    parts = read_parts(order.site.fetch(order.work / "parts"), SCHEMA)
     if "start" not in order.inputs:
         return parts
-    stored = pool.read_pool(order.inputs["start"]).table.select(SCHEMA.names).cast(SCHEMA)
+    stored = pool.read_pool(order.site.fetch(order.inputs["start"])).table.select(SCHEMA.names).cast(SCHEMA)
     every = pa.concat_tables([stored, without(parts, stored)])
     return every.sort_by([("label", "ascending"), ("id", "ascending")])
 
@@ -86,6 +86,7 @@ def _target(order: Order) -> dict[str, Any]:
         "generator": str(order.inputs["generator"]),
         "generation": dict(order.config),
         "parts": str(order.work / "parts"),
+        "site": order.site,
     }
 
 

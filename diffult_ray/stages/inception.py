@@ -17,7 +17,7 @@ from diffult_ray.stages.dataflow import from_tables, map_with_actors, matrix, te
 class FeatureRows:
     """Inception's features of the balanced images at the indices it is given."""
 
-    def __init__(self, *, target: Mapping[str, str], cpus: float, gpus: float) -> None:
+    def __init__(self, *, target: Mapping[str, Any], cpus: float, gpus: float) -> None:
         import torch
 
         from diffult_ray.data import load_split
@@ -25,8 +25,9 @@ class FeatureRows:
         from diffult_ray.stages.networks import load_network
 
         torch.set_num_threads(max(1, int(cpus)))
-        self.split = load_split(target["split"])
-        self.network = load_network("inception", target["inception"], device.pick(gpus))
+        site = target["site"]
+        self.split = load_split(site.fetch(target["split"]))
+        self.network = load_network("inception", site.fetch(target["inception"]), device.pick(gpus))
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         images = self.split.pixels("balanced", rows["index"].to_numpy())
@@ -49,15 +50,16 @@ def build(orders: Sequence[Order], resources: Any) -> None:
     (order,) = orders
     state = inception.read(inception.find(resources.weights))
     files.write_tensors(order.out / "model.safetensors", state)
+    order.site.publish(order.out)
     total = files.read_json(order.inputs["split"] / "split.json")["parts"]["balanced"]
     rows = from_tables([pa.table({"index": np.arange(total)})])
-    target = {"split": str(order.inputs["split"]), "inception": str(order.out)}
+    target = {"split": str(order.inputs["split"]), "inception": str(order.out), "site": order.site}
     measured = map_with_actors(rows, FeatureRows, {"target": target}, resources=resources)
-    features = _gathered(measured, total, order.work)
+    features = _gathered(measured, total, order)
     _write(features, order.out)
 
 
-def _gathered(measured: Any, total: int, work: Path) -> np.ndarray:
+def _gathered(measured: Any, total: int, order: Order) -> np.ndarray:
     """[n, d] float32 in the order of the images, whichever block comes first."""
     features, done = np.empty((total, 0), np.float32), 0
     for batch in measured.iter_batches(batch_format="pyarrow", batch_size=None):
@@ -66,7 +68,7 @@ def _gathered(measured: Any, total: int, work: Path) -> np.ndarray:
             features = np.full((total, found.shape[1]), np.nan, np.float32)
         features[batch["index"].to_numpy()] = found
         done += len(found)
-        tell(work, done, total)
+        tell(order, done, total)
     return features
 
 

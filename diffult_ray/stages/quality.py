@@ -90,7 +90,8 @@ class MeasureRows:
         for target in targets:
             folder = target["reference"]
             if folder not in loaded:
-                loaded[folder] = load_network(target["network"], folder, self.samplers.device)
+                here = target["site"].fetch(folder)
+                loaded[folder] = load_network(target["network"], here, self.samplers.device)
         self.networks = [loaded[target["reference"]] for target in targets]
 
     def __call__(self, rows: pa.Table) -> pa.Table:
@@ -191,7 +192,7 @@ def build(orders: Sequence[Order], resources: Any) -> None:
         for target, rows in by_target(batch):
             measures[target].update(rows)
         done += batch.num_rows
-        tell(orders[0].work, done, total)
+        tell(orders[0], done, total)
     for order, each in zip(orders, measures, strict=True):
         _finish(order, each)
 
@@ -220,6 +221,7 @@ def _target(order: Order) -> dict[str, Any]:
         "generation": dict(order.config["generation"]),
         "reference": str(order.inputs["reference"]),
         "network": order.config["network"],
+        "site": order.site,
     }
 
 

@@ -97,5 +97,6 @@ class Samplers:
     def __getitem__(self, target: int) -> Sampler:
         if self._loaded is None or self._loaded[0] != target:
             order = self._targets[target]
-            self._loaded = (target, Sampler(order["generator"], order["generation"], self.device))
+            folder = order["site"].fetch(order["generator"])
+            self._loaded = (target, Sampler(folder, order["generation"], self.device))
         return self._loaded[1]

@@ -33,8 +33,9 @@ class Scorer:
     def __init__(self, target: dict[str, Any], device: Any) -> None:
         from diffult_ray.stages.classifier import load_classifier
 
-        self.target, self.device = target, device
-        self.model, self.normalise = load_classifier(target["extractor"], device)
+        folders = {name: target["site"].fetch(target[name]) for name in ("extractor", "split")}
+        self.target, self.device = {**target, **folders}, device
+        self.model, self.normalise = load_classifier(self.target["extractor"], device)
 
     @cached_property
     def real(self) -> dict[str, Any]:
@@ -108,7 +109,8 @@ class ScoreRows:
     def __call__(self, rows: pa.Table) -> pa.Table:
         done = 0
         for number, mine in self._shared_out(rows):
-            write_part(self.targets[number]["parts"], self.scorers[number](mine))
+            target = self.targets[number]
+            write_part(target["site"], target["parts"], self.scorers[number](mine))
             done += mine.num_rows
         return pa.table({"done": [done]})
 
@@ -127,28 +129,31 @@ def build(orders: Sequence[Order], resources: Any) -> None:
     import ray.data
 
     targets = [_target(order) for order in orders]
-    sizes = [pq.read_table(t["pool"], columns=["id"]).num_rows for t in targets]
+    pools = [order.inputs["images"] / "pool" for order in orders]
+    sizes = [pq.read_table(pool, columns=["id"]).num_rows for pool in pools]
     if any(sizes):
         full = list({t["pool"]: None for t, size in zip(targets, sizes, strict=True) if size})
-        data = ray.data.read_parquet(full, include_paths=True, num_cpus=IO_CPUS)
+        _, system = orders[0].site.storage(pools[0])
+        data = ray.data.read_parquet(full, filesystem=system, include_paths=True, num_cpus=IO_CPUS)
         scored = map_with_actors(data, ScoreRows, {"targets": targets}, resources=resources)
-        count(scored, sum(sizes), orders[0].work)
+        count(scored, sum(sizes), orders[0])
     for order, size in zip(orders, sizes, strict=True):
         _finish(order, size)
 
 
 def _target(order: Order) -> dict[str, Any]:
     return {
-        "pool": str(order.inputs["images"] / "pool"),
+        "pool": order.site.storage(order.inputs["images"] / "pool")[0],
         "extractor": str(order.inputs["extractor"]),
         "split": str(order.inputs["split"]),
         "config": dict(order.config),
         "parts": str(order.work / "parts"),
+        "site": order.site,
     }
 
 
 def _finish(order: Order, size: int) -> None:
-    table = read_parts(order.work / "parts", SCHEMA)
+    table = read_parts(order.site.fetch(order.work / "parts"), SCHEMA)
     if table.num_rows != size:
         raise RuntimeError(f"{size} images were to be scored, {table.num_rows} are there")
     pool.write_pool(table, order.out / "pool")

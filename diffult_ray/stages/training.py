@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffult_ray import files
+from diffult_ray.stages import SHARED, Site
 
 if TYPE_CHECKING:
     import torch
@@ -41,6 +42,7 @@ class Run:
     checkpoint_seconds: float = CHECKPOINT_SECONDS
     readers: int = 1
     draining: Callable[[], frozenset[str]] = frozenset  # ids of the nodes that are about to go
+    site: Site = SHARED
     _saved: float = field(default_factory=time.monotonic)
     _asked: float = 0.0
     _going: frozenset[str] = frozenset()
@@ -66,9 +68,10 @@ class Run:
             return next(_whole(reversed(kept)), (None, None))[1]
         import torch.distributed as dist
 
-        chosen = [next(_whole(reversed(kept)), (None, None))[0] if self.is_first else None]
+        path = next(_whole(reversed(kept)), (None, None))[0] if self.is_first else None
+        chosen = [path and path.parent.name]  # each machine has its own path
         dist.broadcast_object_list(chosen, src=0, device=self.device)
-        return None if chosen[0] is None else files.read_state(chosen[0])
+        return None if chosen[0] is None else files.read_state(self.checkpoints / chosen[0] / STATE)
 
     def should_save(self) -> bool:
         """Whether it is time for a checkpoint; the same answer on every rank, each of which asks.
@@ -109,6 +112,7 @@ class Run:
         with tempfile.TemporaryDirectory() as folder:
             if self.is_first:
                 files.write_state(Path(folder) / STATE, tensors, numbers)
+                self.site.settle()  # what was written before the checkpoint is not written again after it
             self.report(Path(folder))
         self._saved = time.monotonic()
 
@@ -119,6 +123,7 @@ class Run:
             return
         self._told = now
         files.write_json(self.work / "progress.json", {"done": done, "total": total, **facts})
+        self.site.publish_soon(self.work / "progress.json")
 
 
 def _whole(paths: Iterable[Path]) -> Iterator[tuple[Path, Any]]:
@@ -131,18 +136,21 @@ def _whole(paths: Iterable[Path]) -> Iterator[tuple[Path, Any]]:
             print(told, file=sys.stderr, flush=True)
 
 
-def train(loop: Loop, payload: Mapping[str, Any], *, resources: Any, work: Path, name: str) -> None:
+def train(
+    loop: Loop, payload: Mapping[str, Any], *, resources: Any, work: Path, name: str, site: Site = SHARED
+) -> None:
     """Run a loop under TorchTrainer, in or outside of a Tune trial.
 
     A run of the same name and work folder that was interrupted goes on from its last checkpoint.
 
     Args:
         loop: a module-level function of (run, payload), called once a worker.
-        payload: what the loop needs, small and picklable.
+        payload: what the loop needs, small and picklable; see `_localised` for its paths.
         resources: workers, and CPUs and GPUs a worker. Between `workers` and `most`, as many train as
             there is room for: fewer after a node has gone, more after one has come.
-        work: an absolute folder that all workers see.
+        work: an absolute folder of the site.
         name: of the run; it holds the hash of its configuration.
+        site: of the work folder and of the payload's.
 
     Raises:
         FloatingPointError: if the training has diverged.
@@ -156,14 +164,16 @@ def train(loop: Loop, payload: Mapping[str, Any], *, resources: Any, work: Path,
         from ray.tune.integration.ray_train import TuneReportCallback
 
         callbacks.append(TuneReportCallback())
-    _drop_half_written(work / name)
+    if site.is_shared:
+        _drop_half_written(work / name)  # an object of a storage is whole or not there
     per_worker = {"CPU": resources.cpus}
     if resources.gpus:
         per_worker["GPU"] = resources.gpus
+    place, system = site.storage(work)
     TorchTrainer(
         _worker,
         train_loop_config={
-            "loop": loop, "payload": dict(payload), "work": str(work), "name": name,
+            "loop": loop, "payload": dict(payload), "work": str(work), "name": name, "site": site,
             "cpus": resources.cpus, "gpus": resources.gpus, "readers": resources.readers,
             "checkpoint_seconds": CHECKPOINT_SECONDS,
         },
@@ -175,15 +185,16 @@ def train(loop: Loop, payload: Mapping[str, Any], *, resources: Any, work: Path,
         ),
         run_config=RunConfig(
             name=name,
-            storage_path=str(work),
+            storage_path=place,
+            storage_filesystem=system,
             failure_config=FailureConfig(max_failures=3),
             checkpoint_config=CheckpointConfig(num_to_keep=KEPT),
             callbacks=callbacks,
         ),
     ).fit()
-    if (work / DIVERGED).exists():
+    if site.fetch(work / DIVERGED).exists():
         told = files.read_json(work / DIVERGED)
-        shutil.rmtree(work)  # what Train takes for a finished run
+        site.remove(work)  # what Train takes for a finished run
         raise FloatingPointError(told)
 
 
@@ -218,48 +229,84 @@ def _worker(config: dict[str, Any]) -> None:
     import torch
 
     torch.set_num_threads(max(1, int(config["cpus"])))
-    context = ray.train.get_context()
-
-    def report(folder: Path) -> None:
-        first = context.get_world_rank() == 0
-        made = ray.train.Checkpoint.from_directory(folder) if first else None
-        ray.train.report({}, checkpoint=made)
-
+    context, site = ray.train.get_context(), config["site"]
     from diffult_ray.method import device
 
     run = Run(
-        work=Path(config["work"]),
+        work=site.here(config["work"]),
         device=device.pick(config["gpus"]),
         rank=context.get_world_rank(),
         world=context.get_world_size(),
-        checkpoints=Path(config["work"]) / config["name"],
-        report=report,
+        checkpoints=site.fetch(Path(config["work"]) / config["name"]),
+        report=_report if site.is_shared else _report_soon,
         checkpoint_seconds=config["checkpoint_seconds"],
         readers=config["readers"],
         draining=_draining,
+        site=site.moved(),
     )
     try:
-        config["loop"](run, config["payload"])
+        config["loop"](run, _localised(config["payload"], site))
     except FloatingPointError as error:  # Train would try it three times more, to the same end
         if run.is_first:
             files.write_json(run.work / DIVERGED, str(error))
+            run.site.publish(run.work / DIVERGED)
+    run.site.settle()
 
 
-def run_here(loop: Loop, payload: Mapping[str, Any], *, resources: Any, work: Path) -> None:
+def _report(folder: Path) -> None:
+    import ray.train
+
+    first = ray.train.get_context().get_world_rank() == 0
+    ray.train.report({}, checkpoint=ray.train.Checkpoint.from_directory(folder) if first else None)
+
+
+def _report_soon(folder: Path) -> None:
+    """The same, but the training goes on while the checkpoint is uploaded."""
+    import ray.train
+    from ray.train import CheckpointUploadMode
+
+    made = None
+    if ray.train.get_context().get_world_rank() == 0:
+        kept = tempfile.mkdtemp()
+        shutil.move(folder / STATE, kept)
+        made = ray.train.Checkpoint.from_directory(kept)
+    ray.train.report(
+        {}, checkpoint=made, checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+        delete_local_checkpoint_after_upload=True,
+    )
+
+
+def _localised(payload: Mapping[str, Any], site: Site) -> dict[str, Any]:
+    """The payload with this machine's paths: its inputs are there, and it can write to the others."""
+    if site.is_shared:
+        return dict(payload)
+    moved: dict[str, Any] = {"inputs": {k: str(site.fetch(v)) for k, v in payload["inputs"].items()}}
+    for key in {"out", "packed_pool"} & set(payload):
+        moved[key] = str(site.here(payload[key]))
+    if "outs" in payload:
+        moved["outs"] = {steps: str(site.here(out)) for steps, out in payload["outs"].items()}
+    return {**payload, **moved}
+
+
+def run_here(
+    loop: Loop, payload: Mapping[str, Any], *, resources: Any, work: Path, site: Site = SHARED
+) -> None:
     """The same loop in the calling process; its checkpoints are kept in the work folder."""
     import torch
 
     from diffult_ray.method import device
 
     torch.set_num_threads(max(1, int(resources.cpus)))
-    kept = work / "checkpoints"
+    kept = site.fetch(work / "checkpoints")
 
     def report(folder: Path) -> None:
         before = sorted(kept.glob("checkpoint_*"))
         number = int(before[-1].name.partition("_")[2]) + 1 if before else 0
-        files.write_bytes(kept / f"checkpoint_{number:06d}" / STATE, (folder / STATE).read_bytes())
+        made = kept / f"checkpoint_{number:06d}"
+        files.write_bytes(made / STATE, (folder / STATE).read_bytes())
+        site.publish_soon(made)
         for old in before[: 1 - KEPT]:
-            shutil.rmtree(old)
+            site.remove(old)
 
     run = Run(
         work=work,
@@ -268,8 +315,10 @@ def run_here(loop: Loop, payload: Mapping[str, Any], *, resources: Any, work: Pa
         report=report,
         readers=resources.readers,
         draining=_draining_here,
+        site=site,
     )
     loop(run, payload)
+    site.settle()
 
 
 def _draining_here() -> frozenset[str]:

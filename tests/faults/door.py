@@ -168,12 +168,17 @@ def runs(database: Path, tag: str) -> list[tuple[str, str]]:
         ).fetchall()
 
 
+def check_runs(database: Path, tag: str, values: list[str]) -> None:
+    """One finished run a value."""
+    assert runs(database, tag) == [(value, "FINISHED") for value in values]
+
+
 def check_tracking(database: Path, reference: Door) -> None:
     """One whole run a trial, a stage and the sweep."""
     trials = sorted(reference.measured().index)
     stages = sorted(key.partition("/")[2] for key in reference.manifests() if "classifier" not in key)
-    assert runs(database, "diffult.trial") == [(trial, "FINISHED") for trial in trials]
-    assert runs(database, "diffult.key") == [(key, "FINISHED") for key in stages]
+    check_runs(database, "diffult.trial", trials)
+    check_runs(database, "diffult.key", stages)
     assert [status for _, status in runs(database, "diffult.sweep_id")] == ["FINISHED"]
 
 
