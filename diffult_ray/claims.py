@@ -211,3 +211,12 @@ def owners(remote: Remote, within: float = 600.0) -> tuple[list[dict[str, Any]],
         else:
             gone.append(f"{OWNERS}/{name}")
     return living, gone
+
+
+def tidy(remote: Remote, within: float = 86400.0) -> None:
+    """Remove what owners have left that are dead on this machine, or have long given no sign."""
+    _, gone = owners(remote, within)
+    dead = {name.rpartition("/")[2].removesuffix(".json") for name in gone}
+    for name in remote.list(FOLDER) if dead else ():
+        if dead & set(name.rpartition("/")[2].split(".")):
+            remote.delete(f"{FOLDER}/{name}")

@@ -305,6 +305,9 @@ class RemoteStore(Store):
         ]
         return held, {each["name"] for each in held}, [self.root / name for name in gone]
 
+    def tidy_leases(self) -> None:
+        claims.tidy(self.remote)
+
     # --- what else there is ---
 
     @contextmanager

@@ -230,6 +230,9 @@ class Store:
         """Leases of these names, as in `lease.hold`."""
         return lease.hold(self.leases, names, tell)
 
+    def tidy_leases(self) -> None:
+        """Remove those of dead builders, where they do not go by themselves."""
+
     def leases_now(self) -> tuple[list[dict[str, Any]], set[str], list[Path]]:
         """What leases that may be alive say, their names, and the files of those that are not."""
         paths = sorted(self.leases.glob("*.json"))

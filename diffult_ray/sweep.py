@@ -184,6 +184,7 @@ class Session:
 
         build.tidy([*self.plan.stages, *(t.stage for t in self.plan.trials)], self.store)
         self.store.site.remove(self.store.tune(self.plan.sweep.name))
+        self.store.tidy_leases()
 
     # --- what is there ---
 

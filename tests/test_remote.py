@@ -383,6 +383,8 @@ def test_what_a_killed_driver_held_is_taken_over(bucket, built, tmp_path):  # no
     first.join(30)
     second = start(bucket.uri, tmp_path / "2")
     second.join(90)
+    open_store(bucket.uri).tidy_leases()
+    assert bucket.names("leases") == []
     assert second.exitcode == 0 and built.read_text().split() == [str(first.pid), str(second.pid)]
 
 
@@ -408,6 +410,16 @@ def test_an_owner_elsewhere_that_gives_no_sign_is_passed_over(bucket, quick):  #
         assert time.monotonic() - begin >= 0.3
         assert "a/0000000001.them" not in bucket.names("leases")
     assert told == ["a is being built by process 1 on there: waiting"]
+
+
+def test_a_living_owner_elsewhere_is_not_tidied_away(bucket):  # noqa: F811
+    kept = open_store(bucket.uri)
+    stranger(kept, time=time.time() - 3600)
+    kept.tidy_leases()
+    assert len(bucket.names("leases")) == 2
+    stranger(kept, time=time.time() - 7 * 86400)
+    kept.tidy_leases()
+    assert bucket.names("leases") == []
 
 
 def test_an_owner_whose_claim_was_taken_learns_that_it_lost(bucket, quick):  # noqa: F811

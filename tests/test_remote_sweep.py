@@ -91,7 +91,7 @@ def test_killed_on_one_machine_and_finished_on_another(bucket, undisturbed, ray_
     wait_for(lambda: any("manifest" in name for name in bucket.names("artifacts/generator")), 120)
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=60)
-    wait_for(lambda: not first.processes(), what="processes of the killed driver")
+    wait_for(lambda: not first.processes(), 120, "processes of the killed driver")
     kept = bucket.names("artifacts")
 
     second = door.on(tmp_path / "second")
