@@ -333,9 +333,9 @@ def _amazon(address: Address) -> FileSystem:
 
 
 def _region(bucket: str) -> str:
-    from pyarrow.fs import resolve_s3_bucket_region
+    from pyarrow.fs import resolve_s3_region
 
-    return resolve_s3_bucket_region(bucket)
+    return resolve_s3_region(bucket)
 
 
 def _google(address: Address) -> FileSystem:

@@ -697,8 +697,15 @@ def test_a_storage_folder_that_cannot_be_made(capsys):
 
 def test_a_storage_that_is_no_folder(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     assert sweep.main(["digits", "--storage", "s3://bucket/diffult"]) == 2
-    assert "(got 's3://bucket/diffult')" in one_line(capsys.readouterr().err)
+    told = one_line(capsys.readouterr().err)
+    assert "(got 's3://bucket/diffult')" in told and "no credentials: set AWS_ACCESS_KEY_ID" in told
+    assert sweep.main(["digits", "--storage", "ftp://bucket/diffult"]) == 2
+    assert "no storage of ftp:// is known" in one_line(capsys.readouterr().err)
     assert list(tmp_path.iterdir()) == []
 
 

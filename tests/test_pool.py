@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from diffult_ray.stages import pool
+from diffult_ray.stages import SHARED, pool
 from diffult_ray.stages.dataflow import read_parts, without, write_part
 
 SCHEMA = pool.hugging_face_metadata(pool.IMAGE_SCHEMA)
@@ -51,8 +51,8 @@ def test_the_pool_opens_in_pandas_with_real_images_and_hugging_face_features(tmp
 
 def test_parts_come_back_sorted_and_each_image_once(tmp_path):
     made, _ = table([3, 4])
-    write_part(tmp_path, made.slice(4, 3))
-    write_part(tmp_path, made.slice(0, 5))  # one image again, as after a killed actor
+    write_part(SHARED, tmp_path, made.slice(4, 3))
+    write_part(SHARED, tmp_path, made.slice(0, 5))  # one image again, as after a killed actor
     assert read_parts(tmp_path, SCHEMA).equals(made)
     assert without(made, made.slice(0, 5)).equals(made.slice(5))
 

@@ -75,6 +75,14 @@ def test_the_environments_endpoint_is_part_of_the_address(monkeypatch):
     assert Address.of("gs://b/p").options == ()
 
 
+def test_the_region_of_a_bucket_on_aws_is_asked_for(monkeypatch):
+    for name in ("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pyarrow.fs.resolve_s3_region", {"bucket": "eu-west-3"}.get)  # AWS is not at hand
+    assert Remote("s3://bucket/p").system.region == "eu-west-3"
+    assert Remote("s3://bucket/p?region=eu-west-1").system.region == "eu-west-1"
+
+
 def test_a_google_uri_makes_a_file_system():
     assert Remote("gs://anonymous@bucket/p").system.type_name == "gcs"
     assert Remote("gs://bucket/p").path("a") == "bucket/p/a"
