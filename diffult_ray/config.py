@@ -382,6 +382,8 @@ class StageResources(Section):
     cpus: Float = Field(1.0, gt=0)  # a worker
     gpus: Float = Field(0.0, ge=0)  # a worker; a fraction shares a GPU between processes
     readers: Int = Field(1, ge=1)  # a worker: tasks that decode at a time, where the set is streamed
+    keep_memory: bool = True  # freed memory stays with a worker: faster on CPUs, and larger
+    compile: bool = False  # networks go through torch.compile; does not pay on CPUs
 
     @property
     def most(self) -> int:

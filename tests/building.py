@@ -40,10 +40,7 @@ class Building:
     @property
     def done(self) -> int:
         """Steps or images that are told of; 0 before the first."""
-        try:
-            return files.read_json(self.work / "progress.json")["done"]
-        except (OSError, ValueError):
-            return 0
+        return (self.store.progress(self.stage) or {"done": 0})["done"]
 
     @property
     def checkpoints(self) -> dict[Path, float]:

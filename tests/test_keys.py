@@ -12,7 +12,7 @@ import pytest
 from pydantic import BaseModel
 
 from diffult_ray import pipeline
-from diffult_ray.config import ClassifierTraining, Experiment, StageResources
+from diffult_ray.config import ClassifierTraining, Experiment
 
 STAGES = ("extractor", "reference", "generator", "images", "scores", "quality", "classifier")
 TRAINED = {"split", *STAGES}
@@ -172,7 +172,9 @@ TABLE: dict[str, Moves] = {
     **OF_METHODS,
     **{f"quality.{k}": v for k, v in QUALITY.items()},
     **training("quality.reference", {"reference", "quality"}),
-    **{f"resources.{s}.{k}": Moves(7) for s in STAGES for k in StageResources.model_fields},
+    **{f"resources.{s}.{k}": Moves(7) for s in STAGES for k in ("workers", "cpus", "gpus", "readers")},
+    **{f"resources.{s}.keep_memory": Moves(False) for s in STAGES},
+    **{f"resources.{s}.compile": Moves(True) for s in STAGES},
     "resources.generator.max_workers": Moves(7),
 }
 

@@ -106,6 +106,20 @@ def test_two_ddp_workers_train_what_one_does(cluster, experiment, tmp_path, over
         torch.testing.assert_close(weights(shared)[name], tensor, rtol=0.05, atol=5e-3, msg=name)
 
 
+def test_switches_change_no_result(cluster, experiment, tmp_path):
+    short = ["generator.steps=40", "resources.generator.workers=1"]
+    usual = build(pipeline.generator(experiment(*short)), Store(tmp_path / "usual"))
+    off = build(pipeline.generator(experiment(*short, "resources.generator.keep_memory=false")),
+                Store(tmp_path / "off"))
+    assert losses(off) == losses(usual)
+    if shutil.which("g++") is None:
+        pytest.skip("torch.compile needs a C++ compiler on a CPU")
+    compiled = build(pipeline.generator(experiment(*short, "resources.generator.compile=true")),
+                     Store(tmp_path / "compiled"))
+    assert losses(compiled) == pytest.approx(losses(usual), rel=2e-3)
+    assert weights(compiled).keys() == weights(usual).keys()
+
+
 @pytest.mark.parametrize(("overrides", "samplers"), [
     (["generator.aid_weight=0.1"], ["ddpm", "ddim", "dpmsolver++"]),
     (["generator.objective=edm", "generator.aid_weight=0.1", "generator.augment=0.1"],

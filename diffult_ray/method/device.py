@@ -2,9 +2,49 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+from contextlib import suppress
+from functools import cache
 
 import torch
+
+from diffult_ray.allotment import Allotment
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
+
+
+def prepare(given: Allotment) -> torch.device:
+    """Set up this process for what it was given; its device.
+
+    Raises:
+        RuntimeError: if a GPU was asked for and there is none.
+    """
+    torch.set_num_threads(max(1, int(given.cpus)))
+    if given.keep_memory:
+        _keep_freed_memory()
+    return pick(given.gpus)
+
+
+def compiled(model: torch.nn.Module, given: Allotment) -> torch.nn.Module:
+    """The same network, through `torch.compile` where that was asked for.
+
+    Inductor keeps what it has compiled in TORCHINDUCTOR_CACHE_DIR (the temporary folder), so that the next
+    process of the same network does not wait for it again. On a CPU it does not pay: docs/RESULTS.md.
+    """
+    return torch.compile(model) if given.compile else model
+
+
+@cache
+def _keep_freed_memory() -> None:
+    """A step's large tensors are new memory each time, whose pages the kernel clears; kept, they are reused.
+
+    glibc's mallopt; elsewhere nothing is changed. What it is worth: docs/RESULTS.md.
+    """
+    with suppress(OSError, AttributeError):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_THRESHOLD, 2**30)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def pick(gpus: float) -> torch.device:

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from diffult_ray import files
+from diffult_ray.allotment import Allotment
 from diffult_ray.stages import Order, Site
 
 # An actor asks for a little less than its share, so that read tasks always find room beside it.
@@ -50,7 +51,7 @@ def map_with_actors(dataset: Any, mapper: type, arguments: Mapping[str, Any], *,
 
     return dataset.map_batches(
         mapper,
-        fn_constructor_kwargs={**arguments, "cpus": resources.cpus, "gpus": resources.gpus},
+        fn_constructor_kwargs={**arguments, "given": Allotment.of(resources)},
         batch_size=BLOCK_ROWS,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=resources.workers),

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from diffult_ray import files, metrics
+from diffult_ray.allotment import Allotment
 from diffult_ray.stages import Order, pool
 from diffult_ray.stages.dataflow import (
     by_target,
@@ -28,9 +29,9 @@ SCHEMA = pool.hugging_face_metadata(pool.IMAGE_SCHEMA)
 class SampleRows:
     """Samples the rows it is given and writes them into the parts of their order."""
 
-    def __init__(self, *, targets: list[dict[str, Any]], cpus: float, gpus: float) -> None:
+    def __init__(self, *, targets: list[dict[str, Any]], given: Allotment) -> None:
         self.targets = targets
-        self.samplers = Samplers(targets, cpus=cpus, gpus=gpus)
+        self.samplers = Samplers(targets, given=given)
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         for target, mine in by_target(rows):

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from diffult_ray import files
+from diffult_ray.allotment import Allotment
 from diffult_ray.stages import Order
 from diffult_ray.stages.dataflow import from_tables, map_with_actors, matrix, tell
 
@@ -17,17 +18,15 @@ from diffult_ray.stages.dataflow import from_tables, map_with_actors, matrix, te
 class FeatureRows:
     """Inception's features of the balanced images at the indices it is given."""
 
-    def __init__(self, *, target: Mapping[str, Any], cpus: float, gpus: float) -> None:
-        import torch
-
+    def __init__(self, *, target: Mapping[str, Any], given: Allotment) -> None:
         from diffult_ray.data import load_split
         from diffult_ray.method import device
         from diffult_ray.stages.networks import load_network
 
-        torch.set_num_threads(max(1, int(cpus)))
+        on = device.prepare(given)
         site = target["site"]
         self.split = load_split(site.fetch(target["split"]))
-        self.network = load_network("inception", site.fetch(target["inception"]), device.pick(gpus))
+        self.network = load_network("inception", site.fetch(target["inception"]), on)
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         images = self.split.pixels("balanced", rows["index"].to_numpy())

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from diffult_ray import files
+from diffult_ray.allotment import Allotment
 from diffult_ray.errors import BadInput
 from diffult_ray.stages import Order, pool
 from diffult_ray.stages.dataflow import by_target, from_tables, map_with_actors, matrix, tell
@@ -82,10 +83,10 @@ def _dimensions(name: str, network: Mapping[str, Any], split: Mapping[str, Any])
 class MeasureRows:
     """Samples the rows it is given, and returns their features and logits."""
 
-    def __init__(self, *, targets: list[dict[str, Any]], cpus: float, gpus: float) -> None:
+    def __init__(self, *, targets: list[dict[str, Any]], given: Allotment) -> None:
         from diffult_ray.stages.networks import load_network
 
-        self.samplers = Samplers(targets, cpus=cpus, gpus=gpus)
+        self.samplers = Samplers(targets, given=given)
         loaded: dict[str, Any] = {}
         for target in targets:
             folder = target["reference"]

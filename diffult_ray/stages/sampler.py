@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from diffult_ray import files
+from diffult_ray.allotment import ALONE, Allotment
 
 if TYPE_CHECKING:
     import torch
@@ -19,7 +20,9 @@ BATCH = 128  # images a forward pass; rows are padded to it, so that no image de
 class Sampler:
     """Loads the averaged U-Net once; then each call samples a batch."""
 
-    def __init__(self, folder: str | Path, generation: Mapping[str, Any], on: torch.device) -> None:
+    def __init__(
+        self, folder: str | Path, generation: Mapping[str, Any], on: torch.device, given: Allotment = ALONE
+    ) -> None:
         from diffusers import UNet2DModel
 
         from diffult_ray.method import device
@@ -31,6 +34,7 @@ class Sampler:
         model = UNet2DModel.from_pretrained(Path(folder) / "unet", local_files_only=True)
         self.layout = device.memory_format(self.device, model.config.sample_size, network="unet")
         self.model = model.to(self.device, memory_format=self.layout).eval()
+        self._run = device.compiled(self.model, given)
         self.scheduler = make_scheduler(
             generation["sampler"], objective=self.facts["objective"],
             timesteps=self.facts["timesteps"], steps=generation["steps"],
@@ -78,19 +82,16 @@ class Sampler:
             images = with_planes(images, torch.zeros(len(images), planes, device=images.device))
             images = images.contiguous(memory_format=self.layout)
         with autocast(self.device, "auto", self.shape[-1]):
-            return self.model(images, times, labels).sample.float()
+            return self._run(images, times, labels).sample.float()
 
 
 class Samplers:
     """The samplers of several orders in one process, of which the last one used is in memory."""
 
-    def __init__(self, targets: Sequence[Mapping[str, Any]], *, cpus: float, gpus: float) -> None:
-        import torch
-
+    def __init__(self, targets: Sequence[Mapping[str, Any]], *, given: Allotment) -> None:
         from diffult_ray.method import device
 
-        torch.set_num_threads(max(1, int(cpus)))
-        self.device = device.pick(gpus)
+        self.device, self._given = device.prepare(given), given
         self._targets = targets
         self._loaded: tuple[int, Sampler] | None = None
 
@@ -98,5 +99,5 @@ class Samplers:
         if self._loaded is None or self._loaded[0] != target:
             order = self._targets[target]
             folder = order["site"].fetch(order["generator"])
-            self._loaded = (target, Sampler(folder, order["generation"], self.device))
+            self._loaded = (target, Sampler(folder, order["generation"], self.device, self._given))
         return self._loaded[1]

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from diffult_ray import files
+from diffult_ray.allotment import Allotment
 from diffult_ray.stages import Order, pool
 from diffult_ray.stages.dataflow import (
     IO_CPUS,
@@ -97,14 +98,12 @@ class Scorer:
 class ScoreRows:
     """Scores the images it is given and writes them into the parts of their order."""
 
-    def __init__(self, *, targets: list[dict[str, Any]], cpus: float, gpus: float) -> None:
-        import torch
-
+    def __init__(self, *, targets: list[dict[str, Any]], given: Allotment) -> None:
         from diffult_ray.method import device
 
-        torch.set_num_threads(max(1, int(cpus)))
+        on = device.prepare(given)
         self.targets = targets
-        self.scorers = [Scorer(target, device.pick(gpus)) for target in targets]
+        self.scorers = [Scorer(target, on) for target in targets]
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         done = 0

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffult_ray import files
+from diffult_ray.allotment import ALONE, Allotment
 from diffult_ray.stages import SHARED, Site
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class Run:
     report: Callable[[Path], None] | None = None
     checkpoint_seconds: float = CHECKPOINT_SECONDS
     readers: int = 1
+    given: Allotment = ALONE
     draining: Callable[[], frozenset[str]] = frozenset  # ids of the nodes that are about to go
     site: Site = SHARED
     _saved: float = field(default_factory=time.monotonic)
@@ -53,13 +55,16 @@ class Run:
         return self.rank == 0
 
     def distribute(self, model: torch.nn.Module) -> torch.nn.Module:
-        """DDP when several workers train, else the model itself."""
+        """DDP when several workers train, else the model itself; compiled where that was asked for."""
+        from diffult_ray.method.device import compiled
+
         if self.world == 1:
-            return model
+            return compiled(model, self.given)
         from torch.nn.parallel import DistributedDataParallel
 
         ids = [self.device.index] if self.device.type == "cuda" else None
-        return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
+        parallel = DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
+        return compiled(parallel, self.given)
 
     def restore(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
         """Tensors and numbers of the last checkpoint that is whole; the same one on every rank."""
@@ -174,7 +179,7 @@ def train(
         _worker,
         train_loop_config={
             "loop": loop, "payload": dict(payload), "work": str(work), "name": name, "site": site,
-            "cpus": resources.cpus, "gpus": resources.gpus, "readers": resources.readers,
+            "given": Allotment.of(resources), "readers": resources.readers,
             "checkpoint_seconds": CHECKPOINT_SECONDS,
         },
         scaling_config=ScalingConfig(
@@ -226,15 +231,15 @@ def _draining() -> frozenset[str]:
 
 def _worker(config: dict[str, Any]) -> None:
     import ray.train
-    import torch
 
-    torch.set_num_threads(max(1, int(config["cpus"])))
-    context, site = ray.train.get_context(), config["site"]
     from diffult_ray.method import device
 
+    given: Allotment = config["given"]
+    context, site = ray.train.get_context(), config["site"]
     run = Run(
         work=site.here(config["work"]),
-        device=device.pick(config["gpus"]),
+        device=device.prepare(given),
+        given=given,
         rank=context.get_world_rank(),
         world=context.get_world_size(),
         checkpoints=site.fetch(Path(config["work"]) / config["name"]),
@@ -292,11 +297,9 @@ def run_here(
     loop: Loop, payload: Mapping[str, Any], *, resources: Any, work: Path, site: Site = SHARED
 ) -> None:
     """The same loop in the calling process; its checkpoints are kept in the work folder."""
-    import torch
-
     from diffult_ray.method import device
 
-    torch.set_num_threads(max(1, int(resources.cpus)))
+    given = Allotment.of(resources)
     kept = site.fetch(work / "checkpoints")
 
     def report(folder: Path) -> None:
@@ -310,7 +313,8 @@ def run_here(
 
     run = Run(
         work=work,
-        device=device.pick(resources.gpus),
+        device=device.prepare(given),
+        given=given,
         checkpoints=kept,
         report=report,
         readers=resources.readers,

@@ -20,7 +20,6 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -30,7 +29,7 @@ from torch.utils.data import DataLoader, Subset
 from torchvision import transforms
 
 from diffult_ray import files, pipeline
-from diffult_ray.config import Dataset, Experiment
+from diffult_ray.config import Dataset, Experiment, StageResources
 from diffult_ray.data import Split, make_split, save_split
 from diffult_ray.models import build_classifier
 from diffult_ray.seeds import stream
@@ -52,7 +51,7 @@ def ours(config: dict, split_folder: Path, folder: Path, epochs: int, batches: i
     order = Order(config, {"split": split_folder}, folder / "out", folder / "work")
     for each in (order.out, order.work):
         each.mkdir(parents=True)
-    resources = SimpleNamespace(workers=1, cpus=os.cpu_count(), gpus=0, readers=1)
+    resources = StageResources(cpus=os.cpu_count())
     start = time.perf_counter()
     classifier.build([order], resources)
     rows = files.read_json(order.out / "history.json")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import platform
+import resource
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
+from multiprocessing.connection import Connection
 from typing import Any
 
 
@@ -25,6 +28,48 @@ def alternately(
             if turn:
                 seconds[name].append((time.perf_counter() - start) / inner)
     return seconds
+
+
+def alternately_apart(
+    makers: Mapping[str, Callable[[], Callable[[], object]]], repeats: int
+) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """As `alternately`, each variant in a process of its own that waits while another has its turn.
+
+    Args:
+        makers: make a variant in its process, and set threads and memory there; picklable.
+
+    Returns:
+        Seconds of each call, and the peak resident memory of each process in MiB.
+    """
+    context = multiprocessing.get_context("spawn")
+    pipes, processes = {}, []
+    for name, make in makers.items():
+        pipes[name], theirs = context.Pipe()
+        processes.append(context.Process(target=_wait_for_turns, args=(make, theirs), daemon=True))
+        processes[-1].start()
+    seconds: dict[str, list[float]] = {name: [] for name in makers}
+    for turn in range(repeats + 1):
+        for name, pipe in pipes.items():
+            pipe.send(True)
+            taken = pipe.recv()
+            if turn:
+                seconds[name].append(taken)
+    peaks = {}
+    for name, pipe in pipes.items():
+        pipe.send(False)
+        peaks[name] = pipe.recv()
+    for process in processes:
+        process.join()
+    return seconds, peaks
+
+
+def _wait_for_turns(make: Callable[[], Callable[[], object]], pipe: Connection) -> None:
+    call = make()
+    while pipe.recv():
+        start = time.perf_counter()
+        call()
+        pipe.send(time.perf_counter() - start)
+    pipe.send(round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
 
 
 def ratios(seconds: Mapping[str, Sequence[float]], base: str) -> dict[str, dict[str, float]]:

@@ -1,6 +1,6 @@
-"""The paper's U-Net (35.7 M) as this package runs it, against plain PyTorch, in turns in one process.
+"""The paper's U-Net (35.7 M) as this package runs it, against plain PyTorch, in turns, each in its process.
 
-    python tests/benchmarks/unet.py [--repeats 5] [--batch 16] [--threads 2] [--only CASE]
+    python tests/benchmarks/unet.py [--repeats 7] [--batch 16] [--threads 2] [--only CASE]
 
 Reference: eager float32 in contiguous NCHW as the public CBDM code runs it: one forward pass for DDPM, two
 for the regulariser, Adam, gradient clipping, and an average kept by a loop over the parameters. Ours: what
@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from diffusers.training_utils import EMAModel
-from measure import alternately, ratios, summary, tell
+from measure import alternately_apart, ratios, summary, tell
 
+from diffult_ray.allotment import Allotment
 from diffult_ray.config import Generator
 from diffult_ray.method import device
 from diffult_ray.method.diffusion import cbdm_regulariser, make_noise_scheduler
@@ -88,43 +90,59 @@ def own_step(batch: int, tau: float) -> Callable[[], None]:
     return step
 
 
-def evaluation(batch: int, ours: bool) -> Callable[[], None]:
+def plain_evaluation(batch: int) -> Callable[[], None]:
     """One evaluation of the network in sampling."""
-    layout = device.memory_format(CPU, SIZE, network="unet") if ours else torch.contiguous_format
+    return _evaluation(batch, torch.contiguous_format, "float32")
+
+
+def own_evaluation(batch: int) -> Callable[[], None]:
+    return _evaluation(batch, device.memory_format(CPU, SIZE, network="unet"), "auto")
+
+
+def _evaluation(batch: int, layout: torch.memory_format, precision: str) -> Callable[[], None]:
     model = network().eval().to(memory_format=layout)
     images = torch.randn(batch, COLOURS, SIZE, SIZE).contiguous(memory_format=layout)
     times, labels = torch.randint(0, TIMESTEPS, (batch,)), torch.randint(0, CLASSES, (batch,))
 
     @torch.no_grad()
     def call() -> None:
-        with device.autocast(CPU, "auto" if ours else "float32", SIZE):
+        with device.autocast(CPU, precision, SIZE):
             model(images, times, labels).sample.float()
 
     return call
 
 
-CASES: dict[str, Callable[[int], dict[str, Callable[[], None]]]] = {
-    "U-Net 35.7 M, DDPM training step": lambda n: {"plain": plain_step(n, 0.0), "ours": own_step(n, 0.0)},
-    "U-Net 35.7 M, CBDM training step": lambda n: {"plain": plain_step(n, 1.0), "ours": own_step(n, 1.0)},
-    "U-Net 35.7 M, evaluation": lambda n: {"plain": evaluation(n, False), "ours": evaluation(n, True)},
+CASES = {
+    "U-Net 35.7 M, DDPM training step": (plain_step, own_step, 0.0),
+    "U-Net 35.7 M, CBDM training step": (plain_step, own_step, 1.0),
+    "U-Net 35.7 M, evaluation": (plain_evaluation, own_evaluation),
 }
+
+
+def made(make: Callable[..., Callable[[], None]], threads: int, ours: bool, *arguments: float):
+    """A variant in its process; ours is prepared as the stages' processes are."""
+    device.prepare(Allotment(cpus=threads, keep_memory=ours))
+    return make(*arguments)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", default="", help="cases whose name has this in it")
     given = parser.parse_args()
-    torch.set_num_threads(given.threads)
-    for name, make in CASES.items():
+    for name, (plain, ours, *rest) in CASES.items():
         if given.only in name:
-            seconds = alternately(make(given.batch), given.repeats)
+            arguments = (given.batch, *rest)
+            seconds, peaks = alternately_apart({
+                "plain": partial(made, plain, given.threads, False, *arguments),
+                "ours": partial(made, ours, given.threads, True, *arguments),
+            }, given.repeats)
             tell(
                 name, packages=("torch", "diffusers"), batch=given.batch, threads=given.threads,
                 images_per_second={k: summary([given.batch / s for s in v], 2) for k, v in seconds.items()},
-                ratio=ratios(seconds, "plain")["ours"],
+                peak_mib=peaks, ratio=ratios(seconds, "plain")["ours"],
             )
 
 

@@ -1,0 +1,30 @@
+"""What a worker process of a stage was given of its machine, and how it may use it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Allotment:
+    """A worker's part of the resources of a stage; none of it changes a result beyond rounding.
+
+    Attributes:
+        cpus: threads, at least one.
+        gpus: 0 is the CPU; a fraction bounds the process's memory on the GPU.
+        keep_memory: freed memory stays with the process.
+        compile: networks go through `torch.compile`.
+    """
+
+    cpus: float = 1.0
+    gpus: float = 0.0
+    keep_memory: bool = True
+    compile: bool = False
+
+    @classmethod
+    def of(cls, resources: Any) -> Allotment:
+        return cls(resources.cpus, resources.gpus, resources.keep_memory, resources.compile)
+
+
+ALONE = Allotment()
