@@ -812,7 +812,9 @@ SWEEP_KEYS = ("name", "description", "baselines", *known_keys(Tune, "tune."),
 NOT_SEARCHED = re.compile(r"resources\..*|quality\..*|dataset\.(root|download|loading)|select")
 
 # Other images or other luck, of which an expected number holds as well.
-SAME_RESULTS = re.compile(r"resources\..*|dataset\.(root|download|loading)|(.*\.)?seed")
+SAME_RESULTS = re.compile(
+    r"resources\..*|dataset\.(root|download|loading)|quality\.(network|inception_weights)|(.*\.)?seed"
+)
 
 
 def _override(values: dict[str, Any], override: str, told: dict[str, str]) -> None:

@@ -339,6 +339,7 @@ def _against_reference(data: ReportData) -> list[Column]:
 
 def _measures() -> list[Column]:
     return [
+        Column("balanced", _mean_of("balanced_accuracy"), "mean of the classes' accuracies, %"),
         Column("many", _mean_of("accuracy_many"), "classes of more than 100 training images, %"),
         Column("medium", _mean_of("accuracy_medium"), "classes of 20 to 100 training images, %"),
         Column("few", _mean_of("accuracy_few"), "classes of fewer than 20 training images, %"),
@@ -346,13 +347,16 @@ def _measures() -> list[Column]:
         Column("ece", _mean_of("ece"), "expected calibration error, %"),
         Column("generated", lambda c: whole(c.mean("generated")), "images generated or copied"),
         Column("kept", lambda c: whole(c.mean("kept")), "of them kept for training"),
+        Column("trained on", lambda c: whole(c.mean("train_images")), "images, real and added ones"),
+        Column("steps", lambda c: whole(c.mean("steps")), "of the classifier"),
         Column("ID/AID/OOD", _bands, "shares of the generated images by band, %"),
         Column("FID", _mean_of("fid", 2), "of the generator, lower is better"),
         Column("IS", _mean_of("inception_score", 2), "of the generator, higher is better"),
         Column("KID", _mean_of("kid", 4), "of the generator, lower is better"),
         Column("precision", _mean_of("precision", 3), "share of generated images among the real ones"),
         Column("recall", _mean_of("recall", 3), "share of real images among the generated ones"),
-        Column("memorised", _memorised, "generated images closer to a training image than others are, %"),
+        Column("memorised", _share_of("memorised"), "generated ones nearer a training one than others, %"),
+        Column("expected", _share_of("memorised_expected"), "the same of the training images themselves, %"),
         Column("images", lambda c: whole(c.mean("fid_images")), "generated ones that FID is of"),
         Column("network", _network, "that measures FID, IS, KID, precision and recall"),
     ]
@@ -363,14 +367,16 @@ def _bands(cell: Cell) -> str:
     return UNKNOWN if None in shares else "/".join(number(100 * s, 0) for s in shares)
 
 
-def _memorised(cell: Cell) -> str:
-    share = cell.mean("memorised")
-    return UNKNOWN if share is None else number(100 * share)
+def _share_of(column: str) -> Callable[[Cell], str]:
+    def text(cell: Cell) -> str:
+        share = cell.mean(column)
+        return UNKNOWN if share is None else number(100 * share)
+
+    return text
 
 
 def _network(cell: Cell) -> str:
-    names = dict.fromkeys(summary.plain(v) for v in cell.done["quality_network"])
-    return ", ".join(str(n) for n in names if n is not None) or UNKNOWN
+    return ", ".join(cell.networks) or UNKNOWN
 
 
 def _interval(e: Estimate, *, sign: bool = False) -> str:
@@ -387,8 +393,10 @@ def _difference(baseline: Cell, e: Estimate, data: ReportData) -> list[str]:
 def _beside(b: statistics.Beside) -> list[str]:
     ours = UNKNOWN
     if b.ours is not None:
-        deviation = statistics.shown(b.measure, b.ours.deviation)
-        ours = f"{statistics.shown(b.measure, b.ours.mean)} ± {deviation} ({b.ours.n})"
+        spread = "" if b.ours.deviation is None else f" ± {statistics.shown(b.measure, b.ours.deviation)}"
+        ours = f"{statistics.shown(b.measure, b.ours.mean)}{spread} ({b.ours.n})"
+        if not b.compares:
+            ours += f", by the {' and '.join(b.networks)} network: not comparable"
     measure = MEASURE_NAMES.get(b.measure, b.measure.replace("_", " "))
     return [b.name, measure, b.standing, b.source, ours, statistics.shown(b.measure, b.theirs)]
 

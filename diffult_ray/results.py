@@ -19,16 +19,17 @@ if TYPE_CHECKING:
 
 MEASURES = (
     "accuracy", "balanced_accuracy", "accuracy_many", "accuracy_medium", "accuracy_few",
-    "validation_accuracy", "nll", "ece", "generated", "kept",
+    "validation_accuracy", "nll", "ece", "generated", "kept", "steps", "train_images",
 )
 COLUMNS_AFTER_SEARCHED = (
     "accuracy", "balanced_accuracy", "accuracy_many", "accuracy_medium", "accuracy_few", "generated",
     "kept", "p_id", "p_aid", "p_ood", "fid", "inception_score", "quality_network", "seconds",
     "validation_accuracy", "nll", "ece", "per_class_accuracy", "cell", "generator", "error",
     "kid", "precision", "recall", "memorised", "per_class_fid", "fid_images",
-    "synthetic",
+    "synthetic", "pool", "steps", "train_images", "memorised_expected", "agreement",
 )
 OF_GENERATOR = ("fid", "inception_score", "kid", "precision", "recall", "per_class_fid")
+OF_POOL = ("p_id", "p_aid", "p_ood", "memorised", "memorised_expected", "agreement")
 GALLERY_IMAGES = 6
 
 
@@ -72,9 +73,9 @@ def _of_pool(trial: Trial, store: Store) -> dict[str, Any]:
     if "quality" not in upstream:
         return {}
     scores, quality = store.locate(upstream["scores"]), store.locate(upstream["quality"])
-    found: dict[str, Any] = {"generator": upstream["generator"].key}
+    found: dict[str, Any] = {"generator": upstream["generator"].key, "pool": upstream["scores"].key}
     if scores:
-        found |= {k: scores.summary[k] for k in ("p_id", "p_aid", "p_ood", "memorised")}
+        found |= {k: scores.summary.get(k) for k in OF_POOL}
     if quality:
         found |= {k: quality.summary[k] for k in OF_GENERATOR}
         found["quality_network"] = quality.summary["network"]

@@ -21,9 +21,12 @@ if TYPE_CHECKING:
 
 FEWEST, FEWEST_FOR_INTERVAL = 3, 4  # points of a coefficient; Fisher's z has a deviation of 1 / sqrt(n - 3)
 QUALITY = ("fid", "inception_score")
+EXPECTED_NETWORK = "inception"  # of what others report
 WRITTEN = (
     "accuracy", "balanced_accuracy", "accuracy_many", "accuracy_medium", "accuracy_few",
-    "validation_accuracy", "nll", "ece", "kept", "p_id", "p_aid", "p_ood", *QUALITY,
+    "validation_accuracy", "nll", "ece", "steps", "train_images", "generated", "kept",
+    "p_id", "p_aid", "p_ood", "memorised", "memorised_expected", "agreement",
+    *QUALITY, "kid", "precision", "recall",
 )
 
 Interval = tuple[float, float]
@@ -196,6 +199,12 @@ class Beside:
     theirs: float
     standing: str
     source: str
+    networks: tuple[str, ...] = ()  # that measured ours, where it is one of `QUALITY`
+
+    @property
+    def compares(self) -> bool:
+        """Expected FID and IS are by Inception; those of another network are on another scale."""
+        return self.measure not in QUALITY or set(self.networks) <= {EXPECTED_NETWORK}
 
 
 def beside(data: ReportData) -> list[Beside]:
@@ -211,7 +220,10 @@ def beside(data: ReportData) -> list[Beside]:
         for cell in found or [None]:
             own = f": {settings(cell.values, data.keys)}" if cell and len(found) > 1 else ""
             ours = None if cell is None else _in_percent(row.measure, cell.over_seeds(row.measure))
-            rows.append(Beside(name + own, row.measure, ours, row.value, row.standing, row.source))
+            networks = cell.networks if cell is not None and row.measure in QUALITY else ()
+            rows.append(
+                Beside(name + own, row.measure, ours, row.value, row.standing, row.source, networks)
+            )
     return rows
 
 
@@ -250,6 +262,7 @@ def write(data: ReportData, folder: Path) -> None:
             {
                 "name": b.name, "measure": b.measure, "ours": None if b.ours is None else _told(b.ours),
                 "theirs": b.theirs, "standing": b.standing, "source": b.source,
+                "networks": list(b.networks), "compares": b.compares,
             }
             for b in beside(data)
         ],

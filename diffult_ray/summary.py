@@ -17,6 +17,12 @@ if TYPE_CHECKING:
 
     from diffult_ray.config import Expected
 
+# What a measure tells of, where that is not the trial: the column that names it.
+OWNERS = {
+    **dict.fromkeys(("fid", "inception_score", "kid", "precision", "recall", "fid_images"), "generator"),
+    **dict.fromkeys(("p_id", "p_aid", "p_ood", "memorised", "memorised_expected"), "pool"),
+    **dict.fromkeys(("generated", "kept"), "pool"),
+}
 METHOD = "diffult"  # what is selected; every other method is a baseline
 
 
@@ -119,8 +125,16 @@ class Cell:
         return int((self.trials["status"] == "failed").sum())
 
     def over_seeds(self, column: str) -> Estimate:
-        """Of a column of the finished trials."""
-        return estimate(self.done.get(column, ()))  # an older table lacks the newer measures
+        """Of a column of the finished trials; of one that tells of a generator or pool, each counts once."""
+        if column not in self.done:
+            return estimate(())  # an older table lacks the newer measures
+        return estimate(_each_once(self.done, OWNERS.get(column))[column])
+
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """Those that measured its generators."""
+        names = dict.fromkeys(plain(v) for v in self.done["quality_network"])
+        return tuple(str(n) for n in names if n is not None)
 
     def mean(self, column: str) -> float | None:
         return self.over_seeds(column).mean
@@ -140,6 +154,13 @@ class Cell:
         columns = np.stack(rows, axis=1) if rows else np.empty((num_classes, 0))
         means = [estimate(column).mean for column in columns]
         return np.array([math.nan if m is None else m for m in means])
+
+
+def _each_once(rows: pd.DataFrame, owner: str | None) -> pd.DataFrame:
+    """The first row of each owner; rows whose owner is not known are kept."""
+    if owner not in rows:
+        return rows
+    return rows[rows[owner].isna() | ~rows[owner].duplicated()]
 
 
 def cells(data: ReportData) -> list[Cell]:

@@ -153,3 +153,39 @@ def test_a_row_of_several_cells_names_each(tmp_path):
 
 def test_a_page_without_expected_numbers_has_no_such_table(tmp_path):
     assert "expected" not in page(make([trial("a")]), tmp_path).text
+
+
+def test_what_tells_of_a_generator_counts_each_generator_once():
+    rows = [
+        trial("a", seed, 90.0, fid=fid, p_ood=fid / 10, kept=10 * fid, generator=f"g{fid}", pool=f"p{fid}")
+        for seed, fid in enumerate((4.0, 4.0, 4.0, 6.0))
+    ]
+    (cell,) = summary.cells(make(rows))
+    assert cell.over_seeds("accuracy").n == 4
+    for measure, values in {"fid": (4.0, 6.0), "p_ood": (0.4, 0.6), "kept": (40.0, 60.0)}.items():
+        assert cell.over_seeds(measure) == summary.estimate(values)
+    (alone,) = summary.cells(make(rows[:3]))
+    assert alone.over_seeds("fid") == summary.Estimate(4.0, None, 1)
+
+
+def test_copies_belong_to_no_pool():
+    rows = [trial("a", seed, 90.0, "oversample", kept=kept) for seed, kept in enumerate((5, 7))]
+    (cell,) = summary.cells(make(rows))
+    assert cell.over_seeds("kept") == summary.estimate((5, 7))
+
+
+@pytest.mark.parametrize(("network", "told"), [
+    ("reference", "by the reference network: not comparable"), ("inception", "4.00"),
+])
+def test_fid_of_another_network_is_shown_and_not_compared(network, told, tmp_path):
+    row = Expected(where={WEIGHT: 1.0}, measure="fid", value=5.86, standing="reported", source="paper")
+    cell = cell_of("a", [90.0, 91.0], fid=4.0, generator="g", quality_network=network, **{WEIGHT: 1.0})
+    data = make(cell, expected=[(row, ["a"])])
+    (found,) = statistics.beside(data)
+    assert found.ours == summary.Estimate(4.0, None, 1) and found.compares == (network == "inception")
+    page(data, tmp_path)
+    text = (tmp_path / "report.html").read_text()
+    assert told in text and ("not comparable" in text) == (network == "reference")
+    statistics.write(data, tmp_path)
+    (written,) = json.loads((tmp_path / "statistics.json").read_text())["expected"]
+    assert written["compares"] == found.compares
