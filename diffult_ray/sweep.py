@@ -22,7 +22,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from diffult_ray import __version__, config, definition, files, interruption, metrics
+from diffult_ray import __version__, config, definition, files, foreseen, interruption, metrics
 from diffult_ray.budget import OverBudget, Purse
 from diffult_ray.costs import Costs
 from diffult_ray.errors import BadInput, Refused
@@ -147,6 +147,7 @@ class Session:
         definition.check(self.plan.sweep, self.folder, self.store.shown(self.folder))
         self._remove_temporary()
         self._build_splits(records)
+        foreseen.check((t for t in self.plan.trials if t.key not in records), self.store)
         self._check_measures(records)
         self._write_definition()
         try:

@@ -15,6 +15,7 @@ from diffult_ray.cluster import Capacity
 from diffult_ray.placement import Watch, grown
 from diffult_ray.plan import Trial
 from diffult_ray.progress import Narrator
+from diffult_ray.stages.training import FINAL
 
 if TYPE_CHECKING:
     from diffult_ray.store import Store
@@ -110,7 +111,7 @@ def _trial(config: dict[str, Any], *, stages: dict[str, Any], store: Store) -> N
     found = store.locate(stage)
     try:
         artifact = found if found is not None else build_one(stage, store)
-    except FloatingPointError as error:  # again it would end alike
+    except tuple(FINAL.values()) as error:  # again it would end alike
         tune.report({"error": first_line(error)})
     else:
         tune.report({"accuracy": artifact.summary["accuracy"]})

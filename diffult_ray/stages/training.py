@@ -25,7 +25,8 @@ RESIZE_SECONDS = 60.0  # between two looks for room for more workers
 PROGRESS_SECONDS = 1.0
 STATE = "state.safetensors"
 KEPT = 2  # checkpoints: the one before is used where the last one is damaged
-DIVERGED = "diverged.json"
+FAILED = "failed.json"
+FINAL = {"FloatingPointError": FloatingPointError, "ValueError": ValueError}  # again they would end alike
 
 Loop = Callable[["Run", Mapping[str, Any]], None]
 
@@ -159,6 +160,7 @@ def train(
 
     Raises:
         FloatingPointError: if the training has diverged.
+        ValueError: from the loop.
     """
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
@@ -197,10 +199,10 @@ def train(
             callbacks=callbacks,
         ),
     ).fit()
-    if site.fetch(work / DIVERGED).exists():
-        told = files.read_json(work / DIVERGED)
+    if site.fetch(work / FAILED).exists():
+        told = files.read_json(work / FAILED)
         site.remove(work)  # what Train takes for a finished run
-        raise FloatingPointError(told)
+        raise FINAL[told["kind"]](told["text"])
 
 
 def _drop_half_written(run: Path) -> None:
@@ -251,10 +253,11 @@ def _worker(config: dict[str, Any]) -> None:
     )
     try:
         config["loop"](run, _localised(config["payload"], site))
-    except FloatingPointError as error:  # Train would try it three times more, to the same end
+    except tuple(FINAL.values()) as error:  # Train would try it three times more, to the same end
         if run.is_first:
-            files.write_json(run.work / DIVERGED, str(error))
-            run.site.publish(run.work / DIVERGED)
+            kind = "FloatingPointError" if isinstance(error, FloatingPointError) else "ValueError"
+            files.write_json(run.work / FAILED, {"kind": kind, "text": str(error)})
+            run.site.publish(run.work / FAILED)
     run.site.settle()
 
 
