@@ -13,7 +13,7 @@ import pytest
 
 from tests.buckets import Bucket, bucket, s3_server  # noqa: F401  fixtures
 from tests.conftest import FrontDoor, temporary_folder
-from tests.faults.door import check_runs, wait_for
+from tests.faults.door import check_runs, wait_for, wait_for_the_end_of
 from tests.machines import Cluster
 
 SWEEP = """
@@ -91,7 +91,7 @@ def test_killed_on_one_machine_and_finished_on_another(bucket, undisturbed, ray_
     wait_for(lambda: any("manifest" in name for name in bucket.names("artifacts/generator")), 120)
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=60)
-    wait_for(lambda: not first.processes(), 120, "processes of the killed driver")
+    wait_for_the_end_of(first.processes)
     kept = bucket.names("artifacts")
 
     second = door.on(tmp_path / "second")

@@ -39,7 +39,9 @@ search:
 """
 TRIALS = 6  # 2 seeds x (ce, 40 steps, 80 steps)
 STAGES = {"split": 1, "extractor": 1, "reference": 1, "generator": 2, "images": 2, "scores": 2, "quality": 2}
-ENDS_WITHIN = 60.0  # seconds in which no process of an ended or killed driver is left
+# Seconds in which no process of an ended or killed driver is left: of a killed one, Ray's agents try for a
+# minute to tell of it.
+ENDS_WITHIN = 120.0
 RUNS_WITHIN = 300.0
 
 
@@ -50,6 +52,14 @@ def wait_for(condition: Callable[[], Any], seconds: float = ENDS_WITHIN, what: s
         assert time.monotonic() < end, f"after {seconds:g} seconds: {what}"
         time.sleep(0.05)
     return found
+
+
+def wait_for_the_end_of(processes: Callable[[], list[str]], seconds: float = ENDS_WITHIN) -> None:
+    """Of processes that end by themselves; what is left is told."""
+    end = time.monotonic() + seconds
+    while left := processes():
+        assert time.monotonic() < end, f"left after {seconds:g} seconds: {left}"
+        time.sleep(0.05)
 
 
 @dataclass
@@ -67,7 +77,7 @@ class Door(FrontDoor):
 
     @property
     def log(self) -> Path:
-        return self.storage.parent / f"said-{len(self.said)}.txt"
+        return self.sweep.parent / f"said-{len(self.said)}.txt"  # two doors may share a storage
 
     @property
     def environment(self) -> dict[str, str]:
@@ -142,7 +152,7 @@ class Door(FrontDoor):
         self._check_leftovers()
         if tracked:
             check_tracking(self.storage / "mlflow.db", reference)
-        wait_for(lambda: not self.processes(), what="processes that should have ended")
+        wait_for_the_end_of(self.processes)
 
     def _check_builds(self, reference: Door, hit: Collection[str]) -> None:
         there = self.manifests()

@@ -11,11 +11,13 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from pathlib import Path
 
 
 def main(folder: str) -> None:
     from ray.cluster_utils import Cluster
 
+    (Path(os.environ["RAY_TMPDIR"]) / "ray").mkdir(parents=True, exist_ok=True)  # for its address file
     head = {"num_cpus": 0, "temp_dir": folder, "include_dashboard": True, "dashboard_port": None}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     print(cluster.address, flush=True)

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 
 from diffult_ray import files
 from diffult_ray.store import Store
-from tests.faults.door import Door, Tally, wait_for
+from tests.faults.door import Door, Tally, wait_for, wait_for_the_end_of
 from tests.faults.one_generator import stage
 
 STEPS = 600
@@ -56,7 +56,7 @@ class Builder(Door):
         self.begin()
         wait_for(lambda: len(self.checkpoints) >= 2 or self.process.poll() is not None, 300)
         self.kill()
-        wait_for(lambda: not self.processes(), what="workers of a killed driver")
+        wait_for_the_end_of(self.processes)
 
 
 @pytest.fixture(scope="module")
@@ -153,5 +153,5 @@ def test_the_workers_of_a_killed_driver_never_write_beside_the_next_one(
         found, expected = builder.weights, undisturbed.weights
         assert all(torch.equal(found[name], expected[name]) for name in expected)
         assert [row["loss"] for row in builder.rows] == [row["loss"] for row in undisturbed.rows]
-        wait_for(lambda: not builder.processes(), what="workers of a killed driver")
+        wait_for_the_end_of(builder.processes)
         assert not list((builder.storage / "work").glob("*"))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.door import RUNS_WITHIN, Door, Tally, descendants, wait_for
+from tests.faults.door import RUNS_WITHIN, Door, Tally, descendants, wait_for, wait_for_the_end_of
 
 TOLERANCE = 1e-6  # of the metrics: what was begun on one node may end on another
 # A line that tells that a stage is under way, and what its processes are called.
@@ -52,7 +52,7 @@ def nodes(door: Door) -> Iterator[Nodes]:
     made = Nodes(door)
     yield made
     made.close()
-    wait_for(lambda: not door.processes(), what="processes of a cluster that was ended")
+    wait_for_the_end_of(door.processes)
 
 
 def test_a_node_is_killed_during_each_stage(
