@@ -14,17 +14,19 @@ class Allotment:
         cpus: threads, at least one.
         gpus: 0 is the CPU; a fraction bounds the process's memory on the GPU.
         keep_memory: freed memory stays with the process.
+        tuned: networks are arranged for the device; see `method.device.tuned`.
         compile: networks go through `torch.compile`.
     """
 
     cpus: float = 1.0
     gpus: float = 0.0
     keep_memory: bool = True
+    tuned: bool = True
     compile: bool = False
 
     @classmethod
     def of(cls, resources: Any) -> Allotment:
-        return cls(resources.cpus, resources.gpus, resources.keep_memory, resources.compile)
+        return cls(resources.cpus, resources.gpus, resources.keep_memory, resources.tuned, resources.compile)
 
 
 ALONE = Allotment()

@@ -173,7 +173,7 @@ TABLE: dict[str, Moves] = {
     **{f"quality.{k}": v for k, v in QUALITY.items()},
     **training("quality.reference", {"reference", "quality"}),
     **{f"resources.{s}.{k}": Moves(7) for s in STAGES for k in ("workers", "cpus", "gpus", "readers")},
-    **{f"resources.{s}.keep_memory": Moves(False) for s in STAGES},
+    **{f"resources.{s}.{k}": Moves(False) for s in STAGES for k in ("keep_memory", "tuned")},
     **{f"resources.{s}.compile": Moves(True) for s in STAGES},
     "resources.generator.max_workers": Moves(7),
 }

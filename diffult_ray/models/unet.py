@@ -63,8 +63,10 @@ def build_unet(
         raise ValueError(f"{image_size} pixels cannot be halved {len(channels) - 1} times")
     from diffusers import UNet2DModel
 
+    from diffult_ray.models.dropout import replace_dropout
+
     attends = [image_size // 2**level in attention for level in range(len(channels))]
-    return UNet2DModel(
+    return replace_dropout(UNet2DModel(
         sample_size=image_size,
         in_channels=image_channels + conditions,
         out_channels=image_channels,
@@ -76,4 +78,4 @@ def build_unet(
         norm_num_groups=min(32, channels[0] // 2, *channels),
         attention_head_dim=None,  # one head, as wide as its level
         num_class_embeds=num_classes + 1,
-    )
+    ))

@@ -52,14 +52,14 @@ def _loop(run: Run, payload: Mapping[str, Any]) -> None:
 
     from diffult_ray.data import load_split
     from diffult_ray.data.batches import augment, draw, generator, share
-    from diffult_ray.method.device import autocast, memory_format
+    from diffult_ray.method.device import autocast, memory_format, tuned
     from diffult_ray.seeds import stream
 
     config, seed = payload["config"], payload["config"]["seed"]
     split = load_split(payload["inputs"]["split"])
     layout = memory_format(run.device, split.image_size, network="unet")
     torch.manual_seed(stream(seed, "weights"))
-    model = _network(config, split).to(run.device, memory_format=layout)
+    model = tuned(_network(config, split), run.given).to(run.device, memory_format=layout)
     ema = _ema(model, config)
     optimizer = torch.optim.Adam(model.parameters(), lr=config["learning_rate"], fused=True)
     first, history = _restore(run, payload["inputs"].get("start"), model, ema, optimizer)

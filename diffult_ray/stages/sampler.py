@@ -32,7 +32,9 @@ class Sampler:
         self.facts = files.read_json(Path(folder) / "generator.json")
         self.guidance = generation["guidance"]
         model = UNet2DModel.from_pretrained(Path(folder) / "unet", local_files_only=True)
-        self.layout = device.memory_format(self.device, model.config.sample_size, network="unet")
+        size = model.config.sample_size
+        self.layout = device.memory_format(self.device, size, network="unet", trains=False)
+        model = device.tuned(model, given, bf16_only=device.uses_bf16(self.device, "auto", size))
         self.model = model.to(self.device, memory_format=self.layout).eval()
         self._run = device.compiled(self.model, given)
         self.scheduler = make_scheduler(

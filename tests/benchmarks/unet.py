@@ -23,10 +23,12 @@ from diffult_ray.method import device
 from diffult_ray.method.diffusion import cbdm_regulariser, make_noise_scheduler
 from diffult_ray.method.objective import Objective
 from diffult_ray.models import build_unet
+from diffult_ray.models.dropout import Dropout
 from diffult_ray.models.unet import unet_preset
 
 SIZE, COLOURS, CLASSES, TIMESTEPS = 32, 3, 100, 1000
 CPU = torch.device("cpu")
+GIVEN = Allotment(cpus=2)
 
 
 def network() -> torch.nn.Module:
@@ -34,9 +36,19 @@ def network() -> torch.nn.Module:
     return build_unet(image_size=SIZE, image_channels=COLOURS, num_classes=CLASSES, **unet_preset(SIZE))
 
 
+def plain_network() -> torch.nn.Module:
+    """With torch's own dropout."""
+    model = network()
+    for module in model.modules():
+        for name, child in module.named_children():
+            if isinstance(child, Dropout):
+                setattr(module, name, torch.nn.Dropout(child.p))
+    return model
+
+
 def plain_step(batch: int, tau: float) -> Callable[[], None]:
     """A training step of the reference; `tau` above 0 adds the regulariser."""
-    model, average = network(), network()
+    model, average = plain_network(), network()
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-4)
     noising = make_noise_scheduler(TIMESTEPS)
     images = torch.randint(0, 256, (batch, COLOURS, SIZE, SIZE)).float() / 127.5 - 1
@@ -67,7 +79,7 @@ def own_step(batch: int, tau: float) -> Callable[[], None]:
     section = Generator(**unet_preset(SIZE), batch_size=batch, label_drop=0.0, **regulariser)
     config = {**section.model_dump(mode="json"), "seed": 0}
     layout = device.memory_format(CPU, SIZE, network="unet")
-    model = network().to(memory_format=layout)
+    model = device.tuned(network(), GIVEN).to(memory_format=layout)
     average = EMAModel(model.parameters(), decay=config["ema"], foreach=True)
     optimizer = torch.optim.Adam(model.parameters(), lr=config["learning_rate"], fused=True)
     objective = Objective(config, torch.full((CLASSES,), 10))
@@ -92,15 +104,17 @@ def own_step(batch: int, tau: float) -> Callable[[], None]:
 
 def plain_evaluation(batch: int) -> Callable[[], None]:
     """One evaluation of the network in sampling."""
-    return _evaluation(batch, torch.contiguous_format, "float32")
+    return _evaluation(network().eval(), batch, torch.contiguous_format, "float32")
 
 
 def own_evaluation(batch: int) -> Callable[[], None]:
-    return _evaluation(batch, device.memory_format(CPU, SIZE, network="unet"), "auto")
+    rounded = device.uses_bf16(CPU, "auto", SIZE)
+    layout = device.memory_format(CPU, SIZE, network="unet", trains=False)
+    return _evaluation(device.tuned(network().eval(), GIVEN, bf16_only=rounded), batch, layout, "auto")
 
 
-def _evaluation(batch: int, layout: torch.memory_format, precision: str) -> Callable[[], None]:
-    model = network().eval().to(memory_format=layout)
+def _evaluation(model, batch: int, layout: torch.memory_format, precision: str) -> Callable[[], None]:
+    model = model.to(memory_format=layout)
     images = torch.randn(batch, COLOURS, SIZE, SIZE).contiguous(memory_format=layout)
     times, labels = torch.randint(0, TIMESTEPS, (batch,)), torch.randint(0, CLASSES, (batch,))
 

@@ -1,0 +1,98 @@
+"""Networks as they are arranged for the device: the same functions, but for rounding and luck."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from diffusers import UNet2DModel
+
+from diffult_ray.allotment import Allotment
+from diffult_ray.method import device
+from diffult_ray.models import build_unet
+from diffult_ray.models.dropout import Dropout
+
+CPU = torch.device("cpu")
+
+
+def network(dropout: float = 0.0) -> UNet2DModel:
+    torch.manual_seed(0)
+    return build_unet(
+        image_size=16, image_channels=3, num_classes=4, channels=(32, 64), blocks=1, attention=(8,),
+        dropout=dropout,
+    )
+
+
+def batch(n: int = 3) -> tuple[torch.Tensor, ...]:
+    rng = torch.Generator().manual_seed(1)
+    return (torch.randn(n, 3, 16, 16, generator=rng), torch.randint(0, 1000, (n,), generator=rng),
+            torch.randint(0, 4, (n,), generator=rng))
+
+
+def output(model: UNet2DModel, precision: str) -> torch.Tensor:
+    with torch.no_grad(), device.autocast(CPU, precision, 16):
+        return model.eval()(*batch()).sample.float()
+
+
+def test_tuned_is_the_same_function():
+    usual = output(network(), "float32")
+    tuned = output(device.tuned(network(), Allotment()), "float32")
+    torch.testing.assert_close(tuned, usual, rtol=1e-4, atol=1e-5)
+    off = device.tuned(network(), Allotment(tuned=False))
+    assert torch.equal(output(off, "float32"), usual)
+
+
+def test_weights_that_are_rounded_once_are_those_that_autocast_rounds_each_time():
+    each_time = output(device.tuned(network(), Allotment()), "bf16")
+    once = device.tuned(network(), Allotment(), bf16_only=True)
+    assert once.dtype == torch.float32 and once.conv_out.weight.dtype == torch.bfloat16
+    assert torch.equal(output(once, "bf16"), each_time)
+    torch.testing.assert_close(each_time, output(network(), "float32"), rtol=0.05, atol=0.05)
+
+
+def test_gradients_of_a_tuned_network():
+    grads = []
+    for given in (Allotment(tuned=False), Allotment()):
+        model = device.tuned(network(), given)
+        model(*batch()).sample.square().mean().backward()
+        grads.append([p.grad for p in model.parameters()])
+    for usual, tuned in zip(*grads, strict=True):
+        torch.testing.assert_close(tuned, usual, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.999])
+def test_dropout_keeps_elements_at_its_rate_and_scales_them(p):
+    torch.manual_seed(0)
+    x = torch.ones(1_000_001, requires_grad=True)  # no multiple of four
+    y = Dropout(p)(x)
+    assert y.detach().unique().tolist() == [0.0, pytest.approx(1 / (1 - p), rel=0.01)]
+    kept = (y > 0).float().mean().item()
+    assert kept * y.max().item() == pytest.approx(1, abs=6 * (p / (1 - p) / 1e6) ** 0.5)
+    assert kept == pytest.approx(1 - p, abs=5 * (p * (1 - p) / 1e6) ** 0.5)
+    y.sum().backward()
+    assert torch.equal(x.grad, y.detach())
+
+
+def test_neighbours_are_dropped_independently():
+    torch.manual_seed(0)
+    kept = Dropout(0.5)(torch.ones(1_000_000)).view(-1, 4) > 0
+    joint = (kept.float().T @ kept.float()) / len(kept)
+    assert joint.fill_diagonal_(0.25).sub(0.25).abs().max() < 0.005
+
+
+def test_dropout_does_nothing_in_evaluation_or_at_zero_and_draws_from_torchs_generator():
+    x = torch.randn(5, 7)
+    assert torch.equal(Dropout(0.5).eval()(x), x) and torch.equal(Dropout(0.0)(x), x)
+    assert Dropout(1.0)(x).abs().sum() == 0
+    drawn = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        drawn.append(Dropout(0.5)(x))
+    assert torch.equal(*drawn)
+
+
+def test_a_network_with_dropout_is_saved_as_diffusers_own(tmp_path):
+    model = network(dropout=0.1)
+    assert sum(isinstance(m, Dropout) for m in model.modules()) > 4
+    model.save_pretrained(tmp_path)
+    loaded = UNet2DModel.from_pretrained(tmp_path)
+    assert torch.equal(output(loaded, "float32"), output(model, "float32"))
