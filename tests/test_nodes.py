@@ -100,7 +100,7 @@ class Sweep:
 
     def is_under_way(self, name: str) -> bool:
         """Whether a training of that name has told of progress, or a pool has been begun."""
-        mark = "" if name in ("images", "scores") else "/progress.json"
+        mark = "" if name in ("images", "scores") else "/*/progress.json"
         return any((self.store.root / "work").glob(f"{name}-*{mark}"))
 
 
@@ -158,9 +158,9 @@ def test_of_a_pool_only_what_a_vanished_machine_had_in_hand_is_made_again(cluste
     )  # fmt: skip
 
     def look() -> int:
-        for path in (build.work / "parts").glob("*.parquet"):
-            if path not in made:
-                made[path] = pq.read_table(path, columns=["seed"])["seed"].to_pylist()
+        for path in build.work.glob("*/parts/*.parquet"):
+            if path.name not in made:
+                made[path.name] = pq.read_table(path, columns=["seed"])["seed"].to_pylist()
         return len(made)
 
     wait_for(lambda: look() >= 4)
@@ -211,7 +211,7 @@ def test_a_drained_machines_trial_is_saved_before_it_goes(cluster, folder):
     process = sweep.start("method=ce", "search.classifier.seed.grid=[0]")
 
     def saved() -> list[Path]:
-        return list((sweep.store.root / "work").glob("classifier-*/checkpoint/state.safetensors"))
+        return list((sweep.store.root / "work").glob("classifier-*/*/checkpoints/*/state.safetensors"))
 
     wait_for(lambda: sweep.is_under_way("classifier"))
     cluster.drain(machine, notice)
