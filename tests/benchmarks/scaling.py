@@ -1,0 +1,84 @@
+"""Two workers against one, of one thread each: training of the generator, and generation.
+
+    python tests/benchmarks/scaling.py --root DIR [--repeats 3]
+
+CIFAR100-LT (imbalance factor 100) in DIR, a U-Net of 64-128-128 channels, batch 64, 60 steps; 640 images by
+DPM-Solver++ of 10 steps with guidance. The whole stages on Ray, by turns; the rates are those of their loops,
+without the start of their processes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from measure import summary, tell
+
+from diffult_ray import build, cluster, pipeline
+from diffult_ray.config import Experiment
+from diffult_ray.store import Artifact, Store
+
+BATCH, STEPS, FIRST = 64, 60, 20  # the rate is that of the steps after the first
+
+
+def experiment(root: str, seed: int, workers: int) -> Experiment:
+    one = {"workers": workers, "cpus": 1}
+    return Experiment(
+        select="test",
+        dataset={"name": "cifar100", "imbalance_factor": 100, "root": root},
+        generator={"channels": [64, 128, 128], "blocks": 1, "attention": [16], "steps": STEPS,
+                   "batch_size": BATCH, "seed": seed},
+        generation={"per_class": 12, "sampler": "dpmsolver++", "steps": 10, "guidance": 1.5, "seed": seed},
+        resources={"generator": one, "images": one},
+    )
+
+
+def built(stage: pipeline.Stage, store: Store) -> Artifact:
+    for each in stage.walk():
+        if store.find(each) is None:
+            build.build_one(each, store)
+    return store.find(stage)
+
+
+def training_rate(artifact: Artifact) -> float:
+    from diffult_ray import files
+
+    rows = files.read_json(artifact.folder / "history.json")
+    start = next(r for r in rows if r["step"] >= FIRST)
+    return BATCH * (rows[-1]["step"] - start["step"]) / (rows[-1]["seconds"] - start["seconds"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--root", required=True)
+    parser.add_argument("--repeats", type=int, default=3)
+    given = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="sc-"))
+    os.environ["RAY_TMPDIR"] = str(folder / "ray")
+    os.environ.pop("RAY_ADDRESS", None)
+    rates: dict[str, dict[int, list[float]]] = {"generator training": {}, "generation": {}}
+    try:
+        cluster.connect("local")
+        for turn in range(given.repeats):
+            for workers in (1, 2):
+                store, e = Store(folder / f"{turn}-{workers}"), experiment(given.root, turn, workers)
+                trained = built(pipeline.generator(e), store)
+                made = built(pipeline.images(e), store)
+                rates["generator training"].setdefault(workers, []).append(training_rate(trained))
+                rates["generation"].setdefault(workers, []).append(made.summary["images_per_second"])
+    finally:
+        cluster.disconnect()
+        shutil.rmtree(folder, ignore_errors=True)
+    for what, found in rates.items():
+        tell(
+            f"{what}, two workers against one", packages=("ray", "torch"),
+            images_per_second={str(w): summary(r, 1) for w, r in found.items()},
+            ratio=summary([b / a for a, b in zip(found[1], found[2], strict=True)]),
+        )
+
+
+if __name__ == "__main__":
+    main()
