@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test slow faults clusters autoscaling lint setup lock clean
+.PHONY: demo test slow faults clusters autoscaling bench lint setup lock clean
 
 setup: .venv/.ready
 
@@ -38,6 +38,18 @@ clusters: setup
 # A cluster of several nodes on this machine that grows and shrinks; not part of .ci/run.
 autoscaling: setup
 	$(BIN)/python -m pytest -m autoscaling
+
+# Ratios of two things measured in turns, about twenty minutes on two idle cores: docs/BENCHMARKS.md.
+# CIFAR=DIR adds those on the real CIFAR-100.
+BENCHMARKS := unet scoring precision bench_batches plan
+ON_CIFAR := epochs scaling
+
+bench: setup
+	mkdir -p build
+	for each in $(BENCHMARKS); do $(BIN)/python tests/benchmarks/$$each.py >> build/bench.jsonl || exit 1; done
+	for each in $(if $(CIFAR),$(ON_CIFAR)); do \
+	  $(BIN)/python tests/benchmarks/$$each.py --root $(CIFAR) >> build/bench.jsonl || exit 1; done
+	$(BIN)/python docs/benchmarks.py docs/benchmarks.jsonl build/bench.jsonl
 
 lint: setup
 	$(BIN)/ruff check .

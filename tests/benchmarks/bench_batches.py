@@ -11,10 +11,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
-import os
 import pickle
-import platform
 import statistics
 import tempfile
 import time
@@ -23,9 +20,9 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
-import PIL
 import torch
 import torchvision
+from measure import summary, tell
 from torch.utils.data import DataLoader
 from torchvision import transforms
 
@@ -143,26 +140,14 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     rates = measure(options.repeats, options.images)
     ours = rates.pop("in memory")
-    print(json.dumps({
-        "benchmark": "in-memory batches, crop 4 + flip + normalise, batch 128, 32x32 colour",
-        "n": options.repeats,
-        "images_per_second": {name: summary(r) for name, r in {"in memory": ours, **rates}.items()},
-        "share_of_a_resnet32_step": round(BATCH / statistics.median(ours) / step_seconds(), 4),
-        "ratio": {name: summary([a / b for a, b in zip(ours, r, strict=True)]) for name, r in rates.items()},
-        "hardware": f"{os.cpu_count()} CPUs, {platform.machine()}, {options.threads} torch threads",
-        "versions": {
-            "python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__,
-            "torchvision": torchvision.__version__, "pillow": PIL.__version__,
-        },
-    }))
-
-
-def summary(values: list[float]) -> dict[str, float]:
-    return {
-        "median": round(statistics.median(values), 2),
-        "min": round(min(values), 2),
-        "max": round(max(values), 2),
-    }
+    for name, found in rates.items():
+        tell(
+            "in-memory batches, crop 4 + flip + normalise, batch 128, 32x32 colour", base=name,
+            packages=("torch", "numpy", "torchvision", "pillow"), threads=options.threads,
+            images_per_second={"ours": summary(ours, 1), name: summary(found, 1)},
+            share_of_a_resnet32_step=round(BATCH / statistics.median(ours) / step_seconds(), 4),
+            ratio=summary([a / b for a, b in zip(ours, found, strict=True)], 2),
+        )
 
 
 if __name__ == "__main__":

@@ -12,15 +12,17 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+from measure import tell
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -89,12 +91,11 @@ def run() -> dict[str, object]:
         sweep = timed(lambda: logs.append(make("demo")))
         memory.ended.set()
         again = timed(lambda: logs.append(make("demo")))
-        print(logs[0])
+        print(logs[0], file=sys.stderr)
         return {
-            "benchmark": "demo", "setup_s": round(setup, 1), "sweep_s": round(sweep, 1),
+            "setup_s": round(setup, 1), "sweep_s": round(sweep, 1),
             "again_s": round(again, 1), "peak_memory_gib": round(memory.most / 2**30, 2),
             **trial_overhead(logs[0], storage),
-            "cpus": os.cpu_count(), "machine": platform.platform(), "python": platform.python_version(),
         }
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -104,4 +105,4 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--runs", type=int, default=1)
     for _ in range(parser.parse_args().runs):
-        print(json.dumps(run()), flush=True)
+        tell("demo", packages=("torch", "ray"), **run())

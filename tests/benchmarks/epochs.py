@@ -12,10 +12,8 @@ alternate by seed; one JSON line tells images a second, the ratio, and the loss 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
-import platform
 import statistics
 import tempfile
 import time
@@ -24,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torchvision
+from measure import summary, tell
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Subset
 from torchvision import transforms
@@ -130,26 +129,16 @@ def losses(curves: list[list[float]]) -> list[str]:
     return [f"{statistics.mean(e):.3f} (sd {deviation(e):.3f})" for e in zip(*curves, strict=True)]
 
 
-def summary(values: list[float]) -> dict[str, float]:
-    found = {"median": statistics.median(values), "min": min(values), "max": max(values)}
-    return {name: round(value, 2) for name, value in found.items()}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--root", required=True, type=Path)
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
-    print(json.dumps({
-        "benchmark": "ResNet-32 on CIFAR100-LT (IF 100), batch 128",
+    tell(
+        "ResNet-32 on CIFAR100-LT (IF 100), batch 128", packages=("torch", "torchvision"),
         **measure(options.root, options.epochs, options.seeds),
-        "hardware": f"{os.cpu_count()} CPUs, {platform.machine()}",
-        "versions": {
-            "python": platform.python_version(), "torch": torch.__version__,
-            "torchvision": torchvision.__version__,
-        },
-    }))
+    )
 
 
 if __name__ == "__main__":

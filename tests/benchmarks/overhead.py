@@ -13,9 +13,6 @@ as overhead, the start of the job and the report included.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -29,6 +26,7 @@ import torch
 
 from diffult_ray import files
 from diffult_ray.stages import pool
+from tests.benchmarks.measure import tell
 from tests.machines import RAY, ROOT, Cluster, wait_for
 
 CPUS = 2
@@ -183,7 +181,7 @@ def main() -> None:
     finally:
         cluster.down()
         shutil.rmtree(folder, ignore_errors=True)
-    print(json.dumps({"benchmark": name, **found, "cpus": os.cpu_count(), "machine": platform.platform()}))
+    tell(name, packages=("torch", "ray"), **found)
 
 
 if __name__ == "__main__":

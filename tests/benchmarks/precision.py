@@ -9,13 +9,11 @@ the variant is faster. `method/device.py` holds what was decided from it.
 from __future__ import annotations
 
 import argparse
-import json
-import platform
-import statistics
 import time
 from collections.abc import Callable
 
 import torch
+from measure import summary, tell
 
 from diffult_ray.models import build_classifier, build_unet
 
@@ -99,13 +97,10 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     for case, (make, inner) in CASES.items():
         for name, ratios in measure(make, inner, arguments.repeats).items():
-            print(json.dumps({
-                "benchmark": "precision", "case": case, "variant": name, "n": len(ratios),
-                "ratio": round(statistics.median(ratios), 3),
-                "min": round(min(ratios), 3), "max": round(max(ratios), 3),
-                "threads": arguments.threads, "torch": torch.__version__, "machine": platform.machine(),
-                "bf16_instructions": torch.cpu._is_avx512_bf16_supported(),
-            }), flush=True)
+            tell(
+                f"training step, {case}: {name}", base="eager float32, contiguous", ratio=summary(ratios),
+                threads=arguments.threads, bf16_instructions=torch.cpu._is_avx512_bf16_supported(),
+            )
 
 
 if __name__ == "__main__":

@@ -13,13 +13,10 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import multiprocessing
 import os
-import platform
 import re
 import shutil
-import statistics
 import tempfile
 import threading
 import time
@@ -27,10 +24,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import PIL
 import pyarrow as pa
-import ray
 import torch
+from measure import summary, tell
 from PIL import Image
 
 SIZE, BATCH, FOLDERS = 64, 128, 100
@@ -148,11 +144,6 @@ def measure(folder: Path, images: int, repeats: int, readers: int) -> dict[str, 
     }
 
 
-def summary(values: list[float]) -> dict[str, float]:
-    found = {"median": statistics.median(values), "min": min(values), "max": max(values)}
-    return {name: round(value, 3) for name, value in found.items()}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=100_000)
@@ -167,14 +158,7 @@ def main() -> None:
     try:
         connect("local")
         found = measure(folder, options.images, options.repeats, options.readers)
-        print(json.dumps({
-            "benchmark": f"streaming JPEG files of {SIZE}x{SIZE}", **found,
-            "hardware": f"{os.cpu_count()} CPUs, {platform.machine()}",
-            "versions": {
-                "python": platform.python_version(), "ray": ray.__version__, "pillow": PIL.__version__,
-                "torch": torch.__version__,
-            },
-        }))
+        tell(f"streaming JPEG files of {SIZE}x{SIZE}", packages=("torch", "ray", "pillow"), **found)
     finally:
         disconnect()
         shutil.rmtree(folder, ignore_errors=True)
