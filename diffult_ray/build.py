@@ -37,6 +37,7 @@ BUILDERS = {
 # Stages of these names share one pipeline when they are ready together: its start costs more than they do.
 TOGETHER = frozenset({"images", "scores", "quality"})
 TOGETHER_AT_MOST = 16
+ATTEMPTS = 3  # of a job whose machines are lost under it
 
 
 @dataclass
@@ -246,12 +247,42 @@ def _start(job: Job, store: Store, narrator: Narrator) -> Future[list[Artifact]]
     def work() -> None:
         with contextlib.suppress(InvalidStateError):  # given up: nobody waits for it any more
             try:
-                future.set_result(build_together(job.stages, store, narrator.say))
+                future.set_result(_built(job, store, narrator))
             except BaseException as error:  # handed to the waiting main thread, whatever it is
                 future.set_exception(error)
 
     threading.Thread(target=work, name=job.stage.label, daemon=True).start()
     return future
+
+
+def _built(job: Job, store: Store, narrator: Narrator) -> list[Artifact]:
+    """Again where a machine or a process was lost in a way that Ray gives up at; what was made is kept."""
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return build_together(job.stages, store, narrator.say)
+        except Exception as error:
+            if attempt == ATTEMPTS or not _is_loss(error):
+                raise
+            narrator.say(f"{_names(job)}: {first_line(error)}; it goes on")
+    raise AssertionError("unreachable")
+
+
+def _is_loss(error: BaseException | None) -> bool:
+    """Whether a machine or process that went is the cause, and not what ran on it.
+
+    An actor whose constructor raises has died, too, as Ray tells it; it would again.
+    """
+    from ray import exceptions
+
+    losses = (
+        exceptions.RayActorError, exceptions.NodeDiedError, exceptions.WorkerCrashedError,
+        exceptions.ObjectLostError, exceptions.LocalRayletDiedError, exceptions.UnserializableException,
+    )
+    while error is not None:
+        if isinstance(error, losses):
+            return "creation task" not in str(error)
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _give_up(job: Job, future: Future[list[Artifact]]) -> None:
