@@ -161,3 +161,36 @@ def test_what_is_damaged_while_a_sweep_runs_is_built_again(tmp_path, builders, c
     assert build_all([extractor], kept) == {}  # the split was there when it was listed
     assert builders[2:] == [SPLIT.key, extractor.key]
     assert len(capsys.readouterr().err.splitlines()) == 2
+
+
+@pytest.mark.parametrize(("lost", "built", "runs"), [
+    ("ActorUnavailableError", True, 2), ("UnserializableException", True, 2), ("creation task", False, 1),
+    ("ValueError", False, 1),
+])
+def test_a_build_whose_machine_is_lost_goes_on(lost, built, runs, tmp_path, monkeypatch):
+    """Ray's own errors, as it raises them for machines that go; not those of what ran there."""
+    from ray import exceptions
+
+    errors = {
+        "ActorUnavailableError": exceptions.ActorUnavailableError("unavailable", b"\0" * 16),
+        "UnserializableException": exceptions.UnserializableException("cancelled before it started"),
+        "creation task": exceptions.RayActorError(
+            error_msg="The actor died because of an error raised in its creation task"
+        ),
+        "ValueError": ValueError("no"),
+    }
+    tried: list[int] = []
+
+    def builder(orders, resources) -> None:
+        tried.append(len(tried))
+        if len(tried) == 1:
+            raise errors[lost]
+        files.write_json(orders[0].out / "summary.json", {})
+
+    module = types.ModuleType("lossy_builders")
+    module.build = builder
+    monkeypatch.setitem(sys.modules, "lossy_builders", module)
+    monkeypatch.setitem(build.BUILDERS, "split", "lossy_builders:build")
+    kept = Store(tmp_path)
+    failed = build_all([SPLIT], kept)
+    assert (failed == {}) == built == (kept.find(SPLIT) is not None) and len(tried) == runs
