@@ -226,7 +226,7 @@ def test_a_drained_machines_trial_is_saved_before_it_goes(cluster, folder):
 
 def test_a_job_that_was_stopped_continues_when_it_is_submitted_again(cluster, folder):
     cluster.up(cpus=2)
-    sweep = Sweep(cluster, folder / "s")
+    sweep = Sweep(cluster, folder / "s", SWEEP.replace("steps: 3000", "steps: 15000"))
 
     def job(*arguments: str) -> str:
         done = subprocess.run(
