@@ -58,9 +58,12 @@ def test_results_have_one_row_a_trial_and_the_documented_columns(finished):
     synthetic = frame[frame["method"] == "diffult"]
     assert synthetic["fid"].gt(0).all() and set(synthetic["quality_network"]) == {"reference"}
     assert (synthetic["kept"] <= synthetic["generated"]).all()
-    assert list(frame.columns[-7:]) == [
-        "kid", "precision", "recall", "memorised", "per_class_fid", "fid_images", "synthetic",
+    assert list(frame.columns[-12:]) == [
+        "kid", "precision", "recall", "memorised", "per_class_fid", "fid_images", "synthetic", "pool",
+        "steps", "train_images", "memorised_expected", "agreement",
     ]
+    assert synthetic["pool"].notna().all() and frame["steps"].gt(0).all()
+    assert (synthetic["train_images"] > frame[frame["method"] == "ce"]["train_images"].max()).all()
     assert synthetic["kid"].gt(0).all() and set(synthetic["fid_images"]) == {200}
     assert synthetic[["precision", "recall", "memorised"]].stack().between(0, 1).all()
     assert {len(row) for row in synthetic["per_class_fid"]} == {10}
