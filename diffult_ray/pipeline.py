@@ -98,6 +98,9 @@ class Measuring:
     workers: int
     cpus: float
     gpus: float
+    keep_memory: bool
+    tuned: bool
+    compile: bool
     weights: str | None
 
 
@@ -135,7 +138,8 @@ def reference(e: Experiment) -> Stage:
     """What measures, and nothing learns from it: Inception, or a classifier of the full balanced set."""
     if e.quality.network == "inception":
         weights, share = e.quality.inception_weights, e.resources.quality
-        where = Measuring(share.workers, share.cpus, share.gpus, weights)
+        own = (share.keep_memory, share.tuned, share.compile)
+        where = Measuring(share.workers, share.cpus, share.gpus, *own, weights)
         return Stage("inception", {"weights": identity_of_weights(weights)}, {"split": split(e)}, where)
     config = _reaching(e.quality.reference)
     return Stage("reference", config, {"split": split(e)}, e.resources.reference)
