@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import signal
 import subprocess
@@ -13,6 +14,8 @@ from tests.faults.door import Door, Tally, wait_for_the_end_of
 
 MOMENTS = 20
 SEED = 5
+INTERRUPTS = (signal.SIGINT, signal.SIGTERM)  # in turns
+STARTS = 1.0  # seconds in which Python has imported the package, and the driver listens
 
 
 def moments(number: int, seed: int) -> list[float]:
@@ -21,44 +24,66 @@ def moments(number: int, seed: int) -> list[float]:
     return [(i + rng.random()) / number for i in range(number)]
 
 
-def hit(new_faulty: Callable[[], Door], share: float, seconds: float, number: int) -> Door:
-    """A sweep that is sent a signal at a share of its seconds; another, if it has ended before."""
+def hit(new_faulty: Callable[[], Door], share: float, seconds: float, number: int, code: int) -> Door:
+    """A sweep that ends by a signal, with a code, at a share of its seconds; another, if it ended before."""
     while True:
-        at, door = 0.95 * share * seconds, new_faulty()
+        at, door = max(STARTS, 0.95 * share * seconds), new_faulty()
         door.begin()
         try:
             door.process.wait(at)
         except subprocess.TimeoutExpired:
-            assert door.kill(number) == -number
+            assert door.kill(number) == code, door.said[-1]
             return door
         assert door.end() == 0, door.said[-1]
         seconds = door.seconds
 
 
+def check_interrupted(door: Door) -> None:
+    """It said how to go on, and left nothing behind."""
+    assert "the same command continues" in door.said[-1] and "Traceback" not in door.said[-1], door.said[-1]
+    wait_for_the_end_of(door.processes, 10)
+    assert not (door.storage / "leases").exists()
+
+
 @pytest.mark.parametrize("share", moments(MOMENTS, SEED), ids="{:.2f}".format)
 def test_a_killed_driver(share: float, reference: Door, new_faulty: Callable[[], Door], tally: Tally):
     with tally.fault():
-        door = hit(new_faulty, share, reference.seconds, signal.SIGKILL)
+        door = hit(new_faulty, share, reference.seconds, signal.SIGKILL, -signal.SIGKILL)
         door.finish()
         tally.cost(door, reference)
         door.check(reference)
 
 
-INTERRUPTS = [
+@pytest.mark.parametrize(
+    ("number", "share"), list(zip(itertools.cycle(INTERRUPTS), moments(MOMENTS, SEED + 1), strict=False)),
+    ids=lambda value: value.name if isinstance(value, signal.Signals) else f"{value:.2f}",
+)
+def test_an_interrupted_driver(
+    number: int, share: float, reference: Door, new_faulty: Callable[[], Door], tally: Tally
+):
+    with tally.fault():
+        door = hit(new_faulty, share, reference.seconds, number, 130)
+        check_interrupted(door)
+        door.finish()
+        tally.cost(door, reference)
+        door.check(reference)
+
+
+AT_LINES = [
     (signal.SIGINT, r"\] sweep faults"), (signal.SIGINT, r"trial 2/"),
     (signal.SIGTERM, r"\] generator .*started"), (signal.SIGTERM, r"\] images .*started"),
 ]
 
 
-@pytest.mark.parametrize(("number", "line"), INTERRUPTS, ids=str)
-def test_an_interrupted_driver(number: int, line: str, reference: Door, door: Door, tally: Tally):
+@pytest.mark.parametrize(("number", "line"), AT_LINES, ids=str)
+def test_a_driver_that_is_interrupted_at_a_line(
+    number: int, line: str, reference: Door, door: Door, tally: Tally
+):
     with tally.fault():
         door.begin()
         door.until(line)
         assert door.kill(number) == 130, door.said[-1]
-        assert "the same command continues" in door.said[-1] and "Traceback" not in door.said[-1]
-        wait_for_the_end_of(door.processes, 10)
-        assert not (door.storage / "leases").exists()
+        check_interrupted(door)
         door.finish()
         tally.cost(door, reference)
         door.check(reference)
