@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diffult_ray import fence, files, lease, prefix
+from diffult_ray import fence, files, footprint, lease, prefix
 from diffult_ray.budget import OverBudget, Purse
 from diffult_ray.cluster import Capacity
 from diffult_ray.pipeline import Stage
@@ -119,8 +119,9 @@ def _build_missing(stages: Sequence[Stage], store: Store, held: lease.Held) -> l
         if attempt == 2:
             raise RuntimeError(f"{stages[0].label} ended without its summary")
     seconds = time.monotonic() - start
+    peaks = footprint.collected({order.work: order.site for order in orders})
     artifacts = [
-        store.commit(s, made=order.out, seconds=_whole(order.out, seconds * share))
+        store.commit(s, made=order.out, seconds=_whole(order.out, seconds * share), peaks=peaks)
         for (s, share), order in zip(_shares(stages), orders, strict=True)
     ]
     for stage in stages:

@@ -215,11 +215,14 @@ class RemoteStore(Store):
             store.warn(folder, fault, self.shown(aside))
         return aside if there else None
 
-    def commit(self, stage: Stage, *, seconds: float, made: Path | None = None) -> Artifact:
+    def commit(
+        self, stage: Stage, *, seconds: float, made: Path | None = None,
+        peaks: Mapping[str, int] | None = None,
+    ) -> Artifact:
         """Upload what is not in the storage yet, and the manifest last."""
         name = _name(stage)
         PUBLISHER.forget(self.mirror, self.mirror.name(made) if made else name)
-        artifact = super().commit(stage, seconds=seconds, made=made)
+        artifact = super().commit(stage, seconds=seconds, made=made, peaks=peaks)
         self.mirror.push(name)
         self._sign()
         self.mirror.push_file(f"{name}/{MANIFEST}")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffult_ray import files, statistics, summary
+from diffult_ray import files, footprint, statistics, summary
 from diffult_ray.summary import METHOD, Cell, Estimate, ReportData, number, selected, setting, settings, whole
 
 if TYPE_CHECKING:
@@ -426,4 +426,5 @@ def _bounds(interval: tuple[float, float] | None) -> str:
 
 def _stage(row: Any) -> list[str]:
     named = [str(row[column]) for column in ("stage", "key", "status")]
-    return [*named, number(row["seconds"]), str(row["trials"])]
+    peaks = [number(row[name], 0) for name in footprint.PEAKS]
+    return [*named, number(row["seconds"]), *peaks, str(row["trials"])]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from diffult_ray import files
+from diffult_ray import files, footprint
 from diffult_ray.plan import SEEDS, Plan, Trial
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ COLUMNS_AFTER_SEARCHED = (
     "kept", "p_id", "p_aid", "p_ood", "fid", "inception_score", "quality_network", "seconds",
     "validation_accuracy", "nll", "ece", "per_class_accuracy", "cell", "generator", "error",
     "kid", "precision", "recall", "memorised", "per_class_fid", "fid_images",
-    "synthetic", "pool", "steps", "train_images", "memorised_expected", "agreement",
+    "synthetic", "pool", "steps", "train_images", "memorised_expected", "agreement", *footprint.PEAKS,
 )
 OF_GENERATOR = ("fid", "inception_score", "kid", "precision", "recall", "per_class_fid")
 OF_POOL = ("p_id", "p_aid", "p_ood", "memorised", "memorised_expected", "agreement")
@@ -48,6 +48,7 @@ def record(trial: Trial, store: Store, error: str | None) -> dict[str, Any]:
         **{k: summary.get(k) for k in MEASURES},
         "per_class_accuracy": summary["per_class_accuracy"],
         "seconds": artifact.seconds,
+        **artifact.peaks,
         **_of_pool(trial, store),
     }
 
@@ -197,9 +198,10 @@ def _stage_table(
             "key": stage.key,
             "status": _status(artifact is not None, stage.key in built, stage.key in hit),
             "seconds": artifact.seconds if artifact else None,
+            **{name: artifact.peaks.get(name) if artifact else None for name in footprint.PEAKS},
             "trials": plan.uses[stage.key],
         })
-    return pd.DataFrame(rows, columns=["stage", "key", "status", "seconds", "trials"])
+    return pd.DataFrame(rows, columns=["stage", "key", "status", "seconds", *footprint.PEAKS, "trials"])
 
 
 def _status(stored: bool, built: bool, hit: bool) -> str:

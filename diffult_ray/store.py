@@ -51,6 +51,11 @@ class Artifact:
     def seconds(self) -> float:
         return self.manifest["seconds"]
 
+    @property
+    def peaks(self) -> dict[str, int]:
+        """MiB of the largest process that built it; empty of an earlier version's."""
+        return self.manifest.get("peaks", {})
+
 
 class Store:
     """`artifacts/`, `work/` and `sweeps/` under one storage folder.
@@ -171,10 +176,14 @@ class Store:
         warn(folder, fault, str(aside))
         return aside
 
-    def commit(self, stage: Stage, *, seconds: float, made: Path | None = None) -> Artifact:
+    def commit(
+        self, stage: Stage, *, seconds: float, made: Path | None = None,
+        peaks: Mapping[str, int] | None = None,
+    ) -> Artifact:
         """Write the manifest of a built artifact and put it in its place: from here on it exists.
 
         Args:
+            peaks: MiB of the largest process that built it, as `footprint.peaks`.
             made: the folder that it was built in, by default its place.
 
         Raises:
@@ -193,6 +202,7 @@ class Store:
             "files": [_entry(made, f) for f in _files(made)],
             "code_version": __version__,
             "seconds": round(seconds, 3),
+            "peaks": dict(peaks or {}),
             "resources": resources_of(stage),
             "machine": {"host": socket.gethostname(), "platform": platform.platform()},
             "created": time.time(),

@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
-from diffult_ray import files
+from diffult_ray import files, footprint
 from diffult_ray.errors import BadInput, Refused
 from diffult_ray.progress import clock
 from diffult_ray.store import Store, missized, open_store, read_manifest
@@ -229,14 +229,15 @@ def _read(path: Path) -> Any:
 
 
 def _ls(keeper: Storekeeper, arguments: argparse.Namespace) -> int:
-    rows = [("STAGE", "KEY", "STATE", "SIZE", "AGE", "SECONDS", "WHAT", "USED BY")]
+    rows = [("STAGE", "KEY", "STATE", "SIZE", "AGE", "SECONDS", "MEMORY", "WHAT", "USED BY")]
     for e in keeper.entries:
         seconds = f"{e.manifest['seconds']:.0f}" if e.manifest else "-"
         users = ", ".join(keeper.users.get(e.key, ())) or "-"
-        rows.append((e.stage, e.key, e.state, size(e.bytes), age(e.age), seconds, what(e), users))
-    widths = [max(len(row[i]) for row in rows) for i in range(7)]
+        sizes = size(e.bytes), age(e.age), seconds, memory(e)
+        rows.append((e.stage, e.key, e.state, *sizes, what(e), users))
+    widths = [max(map(len, column)) for column in list(zip(*rows, strict=True))[:-1]]
     for row in rows:
-        print("  ".join([*(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=False)), row[7]]))
+        print("  ".join([*(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=False)), row[-1]]))
     total = size(sum(e.bytes for e in keeper.entries))
     print(f"{len(keeper.entries)} artifacts, {total} in {keeper.store.shown(keeper.store.root)}")
     return DONE
@@ -258,8 +259,8 @@ def _show(keeper: Storekeeper, arguments: argparse.Namespace) -> int:
     if entry.fault:
         told["fault"] = entry.fault
     if entry.manifest:
-        kept = ("seconds", "resources", "machine", "code_version", "inputs", "config", "summary", "files")
-        told |= {k: entry.manifest.get(k) for k in kept}
+        hidden = {"format", "stage", "key", "created"}
+        told |= {k: value for k, value in entry.manifest.items() if k not in hidden}
     print(yaml.safe_dump(told, sort_keys=False, allow_unicode=True, width=110), end="")
     return DONE
 
@@ -372,6 +373,12 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.1f} TB"
+
+
+def memory(entry: Entry) -> str:
+    """The largest process that built it, in main memory and on a GPU."""
+    peaks = (entry.manifest or {}).get("peaks", {})
+    return " + ".join(size(peaks[name] * footprint.MIB) for name in footprint.PEAKS if name in peaks) or "-"
 
 
 def age(seconds: float) -> str:

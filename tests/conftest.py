@@ -34,6 +34,10 @@ search:
 """
 
 
+# Columns of the results that are another time's clock and memory.
+MEASURED = ["seconds", "memory_mib", "gpu_memory_mib"]
+
+
 @dataclass
 class FrontDoor:
     """`python -m diffult_ray.sweep` with a storage folder and a Ray temp dir of its own."""

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from diffult_ray import files
-from tests.conftest import TINY
+from tests.conftest import MEASURED, TINY
 
 pytestmark = pytest.mark.slow
 
@@ -24,7 +24,7 @@ FOLDER = (
     "{{name: folder, root: '{root}', loading: {loading}, image_size: 8, profile: exp, test_per_class: 50, "
     "imbalance_factor: 20, max_per_class: 60, validation_per_class: 4}}"
 )
-NOT_RESULTS = ["trial", "seconds", "generator", "pool", "error"]
+NOT_RESULTS = ["trial", *MEASURED, "generator", "pool", "error"]
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ import yaml
 
 from diffult_ray.store import Store
 from tests.building import Building
-from tests.conftest import TINY, temporary_folder
+from tests.conftest import MEASURED, TINY, temporary_folder
 from tests.machines import RAY, ROOT, Cluster, Machine, wait_for
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
@@ -91,7 +91,7 @@ class Sweep:
     def results(self) -> pd.DataFrame:
         """What a trial measured; nothing of how long it took."""
         table = pd.read_parquet(self.store.root / "sweeps" / self.name / "results.parquet")
-        return table.drop(columns="seconds").sort_values("trial", ignore_index=True)
+        return table.drop(columns=MEASURED).sort_values("trial", ignore_index=True)
 
     @property
     def manifests(self) -> dict[Path, int]:

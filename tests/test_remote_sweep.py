@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.buckets import Bucket, bucket, s3_server  # noqa: F401  fixtures
-from tests.conftest import FrontDoor, temporary_folder
+from tests.conftest import MEASURED, FrontDoor, temporary_folder
 from tests.faults.door import check_runs, wait_for, wait_for_the_end_of
 from tests.machines import Cluster
 
@@ -74,7 +74,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, ray_here: Path) -> pd.
 
 def measured(path: Path) -> pd.DataFrame:
     """Results without what a clock says."""
-    return pd.read_parquet(path).drop(columns="seconds").set_index("trial").sort_index()
+    return pd.read_parquet(path).drop(columns=MEASURED).set_index("trial").sort_index()
 
 
 def in_storage(bucket: Bucket, to: Path) -> pd.DataFrame:  # noqa: F811

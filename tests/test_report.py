@@ -16,6 +16,7 @@ from diffult_ray import figures, report, statistics, summary
 from diffult_ray.report import ReportData, print_table, selected, write
 from diffult_ray.results import COLUMNS_AFTER_SEARCHED
 
+STAGE_COLUMNS = ["stage", "key", "status", "seconds", "memory_mib", "gpu_memory_mib", "trials"]
 WEIGHT, THRESHOLD, STEPS = "classifier.synthetic_weight", "filter.threshold", "generator.steps"
 
 
@@ -36,7 +37,7 @@ def make(rows, searched=(WEIGHT,), **others):
     data = {
         "name": "sweep", "description": "", "searched": list(searched), "select": "validation",
         "class_names": ["a", "b"], "class_counts": [100, 5], "gallery": {}, "facts": {},
-        "stages": pd.DataFrame(columns=["stage", "key", "status", "seconds", "trials"]), **others,
+        "stages": pd.DataFrame(columns=STAGE_COLUMNS), **others,
     }
     return ReportData(results=pd.DataFrame(rows, columns=known), **data)
 
@@ -76,11 +77,14 @@ def demo(seeds=3):
     images = rng.integers(0, 256, (6, 8, 8), dtype=np.uint8)
     bands = {"real": images, "ID": images, "AID": images[:4], "OOD": images[:2]}
     gallery = {c: bands if c else {"real": images} for c in range(classes)}
-    stages = [("split", "a" * 16, "stored", 0.4, 39), ("generator", "b" * 16, "failed", None, 27)]
+    stages = [
+        ("split", "a" * 16, "stored", 0.4, 310, None, 39),
+        ("generator", "b" * 16, "failed", None, None, None, 27),
+    ]
     return make(
         rows, (WEIGHT, THRESHOLD, STEPS), name="digits", description="Weight x threshold.\nTwo lines.",
         class_names=[str(c) for c in range(classes)], class_counts=[120, 77, 50, 32, 21, 13, 8, 5, 3, 2],
-        gallery=gallery, stages=pd.DataFrame(stages, columns=["stage", "key", "status", "seconds", "trials"]),
+        gallery=gallery, stages=pd.DataFrame(stages, columns=STAGE_COLUMNS),
         facts={"command": "python -m diffult_ray.sweep digits", "hardware": "2 CPUs, x86_64"},
     )
 
@@ -427,7 +431,7 @@ def test_names_are_text_wherever_they_come_from(tmp_path):
     data = make(
         rows, name=evil, description=evil, class_names=[evil, "$\\frac{$"], facts={evil: evil},
         gallery={0: {"real": np.zeros((1, 8, 8), np.uint8)}},
-        stages=pd.DataFrame([{"stage": evil, "key": evil, "status": evil, "seconds": 1.0, "trials": 1}]),
+        stages=pd.DataFrame([(evil, evil, evil, 1.0, 300, None, 1)], columns=STAGE_COLUMNS),
     )
     found = page(data, tmp_path)
     assert "script" not in found.tags

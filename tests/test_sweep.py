@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from tests.conftest import TINY, FrontDoor
+from tests.conftest import MEASURED, TINY, FrontDoor
 
 COLUMNS = [
     "trial", "method", "status", "seed", "filter.threshold", "classifier.seed", "generator.steps",
@@ -28,7 +28,7 @@ def results(door: FrontDoor) -> pd.DataFrame:
 
 def measured(door: FrontDoor) -> pd.DataFrame:
     """Results without what a clock says."""
-    return results(door).drop(columns="seconds").set_index("trial").sort_index()
+    return results(door).drop(columns=MEASURED).set_index("trial").sort_index()
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +88,7 @@ def test_a_manifest_tells_what_the_artifact_is(finished):
         folder = finished[0].storage / "artifacts" / key
         manifest = json.loads((folder / "manifest.json").read_text())
         assert {"config", "inputs", "code_version", "seconds", "machine"} <= set(manifest)
+        assert 50 < manifest["peaks"]["memory_mib"] < 8192 and "gpu_memory_mib" not in manifest["peaks"]
         listed = {f["name"]: (f["bytes"], f["sha256"]) for f in manifest["files"]}
         there = {
             p.relative_to(folder).as_posix(): (p.stat().st_size, hashlib.sha256(p.read_bytes()).hexdigest())

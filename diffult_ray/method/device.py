@@ -9,6 +9,7 @@ from functools import cache
 
 import torch
 
+from diffult_ray import footprint
 from diffult_ray.allotment import Allotment
 
 FEW_POSITIONS = 256
@@ -21,6 +22,7 @@ def prepare(given: Allotment) -> torch.device:
     Raises:
         RuntimeError: if a GPU was asked for and there is none.
     """
+    footprint.begin()
     torch.set_num_threads(max(1, int(given.cpus)))
     if given.keep_memory:
         _keep_freed_memory()

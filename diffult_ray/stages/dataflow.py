@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from diffult_ray import files
 from diffult_ray.allotment import Allotment
+from diffult_ray.footprint import Footprint
 from diffult_ray.stages import Order, Site
 
 # An actor asks for a little less than its share, so that read tasks always find room beside it.
@@ -42,15 +43,20 @@ def from_tables(tables: Sequence[pa.Table]) -> Any:
     return ray.data.from_arrow(blocks)
 
 
-def map_with_actors(dataset: Any, mapper: type, arguments: Mapping[str, Any], *, resources: Any) -> Any:
+def map_with_actors(
+    dataset: Any, mapper: type, arguments: Mapping[str, Any], *, resources: Any, order: Order
+) -> Any:
     """`dataset` mapped in batches of pyarrow tables by a pool of `resources.workers` actors.
 
     What an actor had in hand when it was killed is done again by another one.
+
+    Args:
+        order: in whose work folder they note how much memory they take.
     """
     import ray.data
 
     return dataset.map_batches(
-        mapper,
+        _noting(mapper, Footprint(order.site, order.work)),
         fn_constructor_kwargs={**arguments, "given": Allotment.of(resources)},
         batch_size=BLOCK_ROWS,
         batch_format="pyarrow",
@@ -58,6 +64,19 @@ def map_with_actors(dataset: Any, mapper: type, arguments: Mapping[str, Any], *,
         num_cpus=resources.cpus * ACTOR_SHARE,
         num_gpus=resources.gpus or None,
     )
+
+
+def _noting(mapper: type, footprint: Footprint) -> type:
+    """The same mapper, by the same name, that notes its memory after each batch."""
+
+    class Noting(mapper):
+        def __call__(self, rows: pa.Table) -> pa.Table:
+            made = super().__call__(rows)
+            footprint.note()
+            return made
+
+    Noting.__name__, Noting.__qualname__ = mapper.__name__, mapper.__qualname__
+    return Noting
 
 
 def by_target(rows: pa.Table) -> Iterator[tuple[int, pa.Table]]:

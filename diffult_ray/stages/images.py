@@ -58,7 +58,8 @@ def build(orders: Sequence[Order], resources: Any) -> None:
     total = sum(rows.num_rows for rows in missing)
     if total:
         data = map_with_actors(
-            from_tables(missing), SampleRows, {"targets": [_target(o) for o in orders]}, resources=resources
+            from_tables(missing), SampleRows, {"targets": [_target(o) for o in orders]},
+            resources=resources, order=orders[0],
         )
         count(data, total, orders[0])
     rate = total / (time.monotonic() - start)

@@ -53,7 +53,7 @@ def build(orders: Sequence[Order], resources: Any) -> None:
     total = files.read_json(order.inputs["split"] / "split.json")["parts"]["balanced"]
     rows = from_tables([pa.table({"index": np.arange(total)})])
     target = {"split": str(order.inputs["split"]), "inception": str(order.out), "site": order.site}
-    measured = map_with_actors(rows, FeatureRows, {"target": target}, resources=resources)
+    measured = map_with_actors(rows, FeatureRows, {"target": target}, resources=resources, order=order)
     features = _gathered(measured, total, order)
     _write(features, order.out)
 

@@ -184,7 +184,9 @@ def build(orders: Sequence[Order], resources: Any) -> None:
     """Streamed in float64 against the full balanced training set, 10 splits for IS."""
     wanted = [_wanted(order) for order in orders]
     targets = [_target(order) for order in orders]
-    measured = map_with_actors(from_tables(wanted), MeasureRows, {"targets": targets}, resources=resources)
+    measured = map_with_actors(
+        from_tables(wanted), MeasureRows, {"targets": targets}, resources=resources, order=orders[0]
+    )
     places = [(order.inputs["reference"], order.inputs["split"]) for order in orders]
     reals = {place: Real(*place) for place in dict.fromkeys(places)}
     measures = [Measures(rows, reals[place]) for rows, place in zip(wanted, places, strict=True)]

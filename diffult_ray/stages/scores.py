@@ -134,7 +134,9 @@ def build(orders: Sequence[Order], resources: Any) -> None:
         full = list({t["pool"]: None for t, size in zip(targets, sizes, strict=True) if size})
         _, system = orders[0].site.storage(pools[0])
         data = ray.data.read_parquet(full, filesystem=system, include_paths=True, num_cpus=IO_CPUS)
-        scored = map_with_actors(data, ScoreRows, {"targets": targets}, resources=resources)
+        scored = map_with_actors(
+            data, ScoreRows, {"targets": targets}, resources=resources, order=orders[0]
+        )
         count(scored, sum(sizes), orders[0])
     for order, size in zip(orders, sizes, strict=True):
         _finish(order, size)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffult_ray import files
 from diffult_ray.allotment import ALONE, Allotment
+from diffult_ray.footprint import Footprint
 from diffult_ray.stages import SHARED, Site
 
 if TYPE_CHECKING:
@@ -258,6 +259,7 @@ def _worker(config: dict[str, Any]) -> None:
             kind = "FloatingPointError" if isinstance(error, FloatingPointError) else "ValueError"
             files.write_json(run.work / FAILED, {"kind": kind, "text": str(error)})
             run.site.publish(run.work / FAILED)
+    Footprint(run.site, run.work).note()
     run.site.settle()
 
 
@@ -325,6 +327,7 @@ def run_here(
         site=site,
     )
     loop(run, payload)
+    Footprint(site, work).note()
     site.settle()
 
 

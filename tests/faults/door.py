@@ -16,7 +16,7 @@ from typing import Any
 
 import pandas as pd
 
-from tests.conftest import FrontDoor
+from tests.conftest import MEASURED, FrontDoor
 
 SWEEP = """
 name: faults
@@ -133,7 +133,7 @@ class Door(FrontDoor):
 
     def measured(self) -> pd.DataFrame:
         """Results without what a clock says."""
-        return self.results().drop(columns="seconds").set_index("trial").sort_index()
+        return self.results().drop(columns=MEASURED).set_index("trial").sort_index()
 
     def check(
         self, reference: Door, *, hit: Collection[str] = (), tolerance: float = 0.0, tracked: bool = True
