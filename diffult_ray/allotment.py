@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 
@@ -16,6 +16,8 @@ class Allotment:
         keep_memory: freed memory stays with the process.
         tuned: networks are arranged for the device; see `method.device.tuned`.
         compile: networks go through `torch.compile`.
+        graphs: what it has compiled runs as CUDA graphs.
+        accumulate: parts of a worker's batch that go through the network one after another.
     """
 
     cpus: float = 1.0
@@ -23,10 +25,12 @@ class Allotment:
     keep_memory: bool = True
     tuned: bool = True
     compile: bool = False
+    graphs: bool = False
+    accumulate: int = 1
 
     @classmethod
     def of(cls, resources: Any) -> Allotment:
-        return cls(resources.cpus, resources.gpus, resources.keep_memory, resources.tuned, resources.compile)
+        return cls(**{f.name: getattr(resources, f.name) for f in fields(cls) if hasattr(resources, f.name)})
 
 
 ALONE = Allotment()

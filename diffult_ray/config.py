@@ -385,6 +385,16 @@ class StageResources(Section):
     keep_memory: bool = True  # freed memory stays with a worker: faster on CPUs, and larger
     tuned: bool = True  # networks are arranged for the device at hand, the same but for rounding
     compile: bool = False  # networks go through torch.compile; does not pay on CPUs
+    graphs: bool = False  # and what it makes runs as CUDA graphs: for small networks, on a GPU
+
+    @model_validator(mode="after")
+    def _has_what_graphs_need(self) -> StageResources:
+        if self.graphs and not (self.compile and self.gpus):
+            raise Rule(
+                "CUDA graphs are of what was compiled, and of a GPU", "graphs", value=self.graphs,
+                advice="set compile: true and gpus, or drop graphs",
+            )
+        return self
 
     @property
     def most(self) -> int:
@@ -396,6 +406,7 @@ class GeneratorResources(StageResources):
     """Trains with `workers` to `max_workers`, as many as there is room for: nodes may come and go."""
 
     max_workers: Int | None = Field(None, ge=1)  # nodes may come and go; None: `workers`, always
+    accumulate: Int = Field(1, ge=1)  # parts of a worker's batch, one after another: less memory
 
     @property
     def most(self) -> int:

@@ -660,6 +660,14 @@ def test_a_range_of_workers_that_is_none(refused, most, rule):
     assert "resources.generator.max_workers" in told and rule in told and f"(got {most})" in told
 
 
+@pytest.mark.parametrize("missing", ["compile", "gpus"])
+def test_cuda_graphs_of_nothing(refused, missing):
+    both = {"compile": "resources.images.compile=true", "gpus": "resources.images.gpus=1"}
+    given = [value for name, value in both.items() if name != missing]
+    told = refused(SMALL, "resources.images.graphs=true", *given)
+    assert "resources.images.graphs" in told and "drop graphs" in told
+
+
 @pytest.mark.parametrize("seconds", ["soon", "0", "-1"])
 def test_a_deadline_that_is_no_number_of_seconds(refused, monkeypatch, seconds):
     monkeypatch.setenv("DIFFULT_PLACEMENT_SECONDS", seconds)

@@ -37,6 +37,10 @@ class Moves:
     idle: dict[str, Any] | None = None
 
 
+def compiled(stage: str) -> dict[str, Any]:
+    return {f"resources.{stage}.compile": True, f"resources.{stage}.gpus": 1}
+
+
 BASE = {
     "select": "test", "generator.steps": 5, "generator.regulariser": "cbdm",
     "dataset.profile": "exp", "dataset.max_per_class": 20, "dataset.imbalance_factor": 5.0,
@@ -175,6 +179,8 @@ TABLE: dict[str, Moves] = {
     **{f"resources.{s}.{k}": Moves(7) for s in STAGES for k in ("workers", "cpus", "gpus", "readers")},
     **{f"resources.{s}.{k}": Moves(False) for s in STAGES for k in ("keep_memory", "tuned")},
     **{f"resources.{s}.compile": Moves(True) for s in STAGES},
+    **{f"resources.{s}.graphs": Moves(True, where=compiled(s)) for s in STAGES},
+    "resources.generator.accumulate": Moves(7),
     "resources.generator.max_workers": Moves(7),
 }
 

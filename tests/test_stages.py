@@ -112,6 +112,11 @@ def test_switches_change_no_result(cluster, experiment, tmp_path):
     off = build(pipeline.generator(experiment(*short, "resources.generator.keep_memory=false")),
                 Store(tmp_path / "off"))
     assert losses(off) == losses(usual)
+    for workers in (1, 2):
+        parts = ["resources.generator.accumulate=3", f"resources.generator.workers={workers}"]
+        stage = pipeline.generator(experiment("generator.steps=40", *parts))
+        accumulated = build(stage, Store(tmp_path / f"accumulated-{workers}"))
+        assert losses(accumulated) == pytest.approx(losses(usual), rel=2e-3)
     if shutil.which("g++") is None:
         pytest.skip("torch.compile needs a C++ compiler on a CPU")
     compiled = build(pipeline.generator(experiment(*short, "resources.generator.compile=true")),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 from diffusers import UNet2DModel
@@ -96,3 +98,19 @@ def test_a_network_with_dropout_is_saved_as_diffusers_own(tmp_path):
     model.save_pretrained(tmp_path)
     loaded = UNet2DModel.from_pretrained(tmp_path)
     assert torch.equal(output(loaded, "float32"), output(model, "float32"))
+
+
+def test_how_many_images_are_made_at_a_time_follows_the_memory(monkeypatch):
+    held = []
+    monkeypatch.setattr(device, "_memory", lambda *_: held[-1])
+    row = 25 * 32 * 16 * 16 * 4
+    for rows, guided, images in ((1000, False, 128), (1000, True, 128), (250, True, 64), (99, False, 64),
+                                 (99, True, 32), (3, True, 1), (0.1, True, 1)):
+        held.append(rows * row / device.MEMORY_SHARE)
+        assert device.images_at_once(network(), CPU, Allotment(), guided=guided) == images
+
+
+def test_a_process_has_its_cpus_share_of_the_memory():
+    whole, half = (device._memory(CPU, Allotment(cpus=share * (os.cpu_count() or 1))) for share in (1, 0.5))
+    assert whole == 2 * half > 2**28
+    assert device._memory(CPU, Allotment(cpus=1000)) == whole

@@ -87,11 +87,14 @@ def _loop(run: Run, payload: Mapping[str, Any]) -> None:
         x = augment(images(step), mirrored).float() / 127.5 - 1
         coins = generator(seed, "label drop", step)
         drawn = objective.draw(labels[index], x.shape[1:], rng, coins).only(mine)
-        with autocast(run.device, config["precision"], split.image_size):
-            losses = objective.losses(network, x, drawn)
-        loss = losses.sum() * run.world / batch
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss = 0.0
+        for rows in run.parts(wrapped, len(x)):
+            with autocast(run.device, config["precision"], split.image_size):
+                losses = objective.losses(network, x[rows], drawn.only(rows))
+            part = losses.sum() * run.world / batch
+            part.backward()
+            loss = loss + part.detach()
         torch.nn.utils.clip_grad_norm_(model.parameters(), config["gradient_clip"], foreach=True)
         optimizer.step()
         ema.step(model.parameters())

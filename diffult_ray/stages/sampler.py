@@ -14,11 +14,12 @@ from diffult_ray.allotment import ALONE, Allotment
 if TYPE_CHECKING:
     import torch
 
-BATCH = 128  # images a forward pass; rows are padded to it, so that no image depends on its company
-
 
 class Sampler:
-    """Loads the averaged U-Net once; then each call samples a batch."""
+    """Loads the averaged U-Net once; then each call samples batches.
+
+    Rows are padded to whole batches, so that no image depends on its company.
+    """
 
     def __init__(
         self, folder: str | Path, generation: Mapping[str, Any], on: torch.device, given: Allotment = ALONE
@@ -36,6 +37,7 @@ class Sampler:
         self.layout = device.memory_format(self.device, size, network="unet", trains=False)
         model = device.tuned(model, given, bf16_only=device.uses_bf16(self.device, "auto", size))
         self.model = model.to(self.device, memory_format=self.layout).eval()
+        self.batch = device.images_at_once(model, self.device, given, guided=self.guidance > 0)
         self._run = device.compiled(self.model, given)
         self.scheduler = make_scheduler(
             generation["sampler"], objective=self.facts["objective"],
@@ -50,7 +52,8 @@ class Sampler:
     def __call__(self, labels: np.ndarray, seeds: np.ndarray) -> np.ndarray:
         """Images [n, C, H, W] uint8."""
         parts = [
-            self._batch(labels[i : i + BATCH], seeds[i : i + BATCH]) for i in range(0, len(labels), BATCH)
+            self._batch(labels[i : i + self.batch], seeds[i : i + self.batch])
+            for i in range(0, len(labels), self.batch)
         ]
         return np.concatenate(parts) if parts else np.empty((0, *self.shape), np.uint8)
 
@@ -60,13 +63,13 @@ class Sampler:
         from diffult_ray.method.sampling import initial_noise, sample, to_uint8
 
         n = len(labels)
-        filled = np.resize(seeds, BATCH)
+        filled = np.resize(seeds, self.batch)
         noise = initial_noise(filled, self.shape).to(self.device, memory_format=self.layout)
         images = sample(
             self._network,
             self.scheduler,
             noise,
-            torch.from_numpy(np.resize(labels, BATCH)).to(self.device),
+            torch.from_numpy(np.resize(labels, self.batch)).to(self.device),
             guidance=self.guidance,
             null_label=self.facts["num_classes"],
             seeds=filled,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sys
 import tempfile
@@ -67,6 +68,17 @@ class Run:
         ids = [self.device.index] if self.device.type == "cuda" else None
         parallel = DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
         return compiled(parallel, self.given)
+
+    def parts(self, wrapped: torch.nn.Module, n: int) -> Iterator[slice]:
+        """Rows whose gradients are taken one after another; DDP sums them over the ranks with the last."""
+        from diffult_ray.data.batches import share
+
+        number = max(1, min(n, self.given.accumulate))
+        for part in range(number):
+            rows = share(n, rank=part, world=number)
+            waits = self.world > 1 and part < number - 1
+            with wrapped.no_sync() if waits else contextlib.nullcontext():
+                yield rows
 
     def restore(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
         """Tensors and numbers of the last checkpoint that is whole; the same one on every rank."""
