@@ -34,7 +34,7 @@ def here(loop: Any, payload: Any, *, resources: Any, work: Path, name: str, site
     training.run_here(loop, payload, resources=resources, work=work, site=site)
 
 
-def mapped(tables: Any, mapper: type, arguments: Any, *, resources: Any) -> Iterator[Any]:
+def mapped(tables: Any, mapper: type, arguments: Any, *, resources: Any, order: Any) -> Iterator[Any]:
     made = mapper(**arguments, given=Allotment.of(resources))
     yield from map(made, tables)
 
