@@ -20,31 +20,11 @@ DRW_BETA = 0.9999  # of LDAM-DRW's public code
 CALIBRATION_BINS = 15  # Guo et al., arXiv 1706.04599
 
 
-def weighted_cross_entropy(
-    logits: Tensor,
-    targets: Tensor,
-    weights: Tensor,
-    *,
-    normalise: Normalisation = "weight",
-) -> Tensor:
-    """sum_i w_i CE_i / sum_i w_i, or / n: DiffuLT's loss with w = 1 for a real image, omega for a
-    synthetic one. The sources do not say how it is normalised; the option is ours.
-
-    A batch whose weights are all zero has loss zero.
-
-    Args:
-        logits: [n, C]; half precisions are raised to float32.
-        targets: [n] classes.
-        weights: [n], not negative.
-        normalise: by the batch's weight or by its number of images.
-    """
-    losses = cross_entropy(logits, targets)
-    weights = weights.to(losses.dtype)
-    return (weights * losses).sum() / divisor(weights, normalise)
-
-
 def divisor(weights: Tensor, normalise: Normalisation) -> Tensor:
     """What a batch's sum of weighted losses is divided by: its weight, or its number of images.
+
+    DiffuLT's loss has w = 1 for a real image and omega for a synthetic one; the sources do not say how it
+    is normalised, and the option is ours. A batch whose weights are all zero has loss zero.
 
     Args:
         weights: [n] floats, not negative.

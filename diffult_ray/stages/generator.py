@@ -237,7 +237,6 @@ def _write(out: Path, step: int, model, ema, config, split, rows: list, first: i
         "timesteps": config.get("timesteps"),
         "sigma_data": SIGMA_DATA if config["objective"] == "edm" else None,
         "num_classes": split.num_classes,
-        "trained_null_class": config["label_drop"] > 0,
     })
     files.write_json(out / "history.json", rows)
     files.write_json(out / "summary.json", {
