@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -17,9 +19,23 @@ _timers: list[threading.Timer] = []
 
 
 def listen() -> None:
-    """Also again, where a library has put a handler of its own in the place of ours."""
     for number in SIGNALS:
         signal.signal(number, _interrupt)
+
+
+@contextmanager
+def kept() -> Iterator[None]:
+    """Libraries that are called within cannot put handlers of their own in the place of ours."""
+    usual = signal.signal
+
+    def guarded(number: int, handler: Any) -> Any:
+        return signal.getsignal(number) if number in SIGNALS else usual(number, handler)
+
+    signal.signal = guarded
+    try:
+        yield
+    finally:
+        signal.signal = usual
 
 
 def heard() -> None:

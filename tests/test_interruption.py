@@ -40,3 +40,18 @@ def test_once_it_is_heard_nothing_disturbs_the_cleaning_up():
         send_and_wait(signal.SIGTERM)
     interruption.heard()
     assert not threading.Event().wait(0.3)
+
+
+def test_a_library_cannot_take_the_signals():
+    def theirs(*_):
+        raise SystemExit(1)
+
+    with interruption.kept():
+        signal.signal(signal.SIGTERM, theirs)
+        before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # others are none of ours
+        assert signal.signal(signal.SIGUSR1, before) == signal.SIG_IGN
+        with pytest.raises(KeyboardInterrupt):
+            send_and_wait(signal.SIGTERM)
+    interruption.heard()
+    signal.signal(signal.SIGTERM, theirs)
+    assert signal.getsignal(signal.SIGTERM) is theirs
