@@ -24,7 +24,8 @@ from diffult_ray.stages import Order, Site
 # An actor asks for a little less than its share, so that read tasks always find room beside it.
 ACTOR_SHARE = 0.9
 IO_CPUS = 0.05
-BLOCK_ROWS = 512
+# What an actor has in hand, and loses with its machine; a whole number of a sampler's batches.
+BLOCK_ROWS = 128
 
 
 def from_tables(tables: Sequence[pa.Table]) -> Any:
