@@ -221,22 +221,26 @@ def build_all(
     waiting = _jobs([s for s in stages if store.locate(s) is None], store)
     failed: dict[str, Exception] = {}
     running: dict[Future[Any], Job] = {}
-    while waiting or running:
-        _leave(waiting, store, purse, failed, narrator)
-        _drop_hopeless(waiting, failed)
-        if not running:
-            _add_lost(waiting, store)
-        for job in _startable(waiting, running, grown(capacity), store, purse):
-            narrator.say(f"{_names(job)}: started")
-            running[_start(job, store, narrator)] = job
-        wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
-        for future, job in list(running.items()):
-            _give_up(job, future)
-            if future.done():
-                purse.settle(job.stages)
-                _finish(running.pop(future), future, failed, narrator, on_built)
-        for job in running.values():
-            _tell(job, store, narrator)
+    try:
+        while waiting or running:
+            _leave(waiting, store, purse, failed, narrator)
+            _drop_hopeless(waiting, failed)
+            if not running:
+                _add_lost(waiting, store)
+            for job in _startable(waiting, running, grown(capacity), store, purse):
+                narrator.say(f"{_names(job)}: started")
+                running[_start(job, store, narrator)] = job
+            wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
+            for future, job in list(running.items()):
+                _give_up(job, future)
+                if future.done():
+                    purse.settle(job.stages)
+                    _finish(running.pop(future), future, failed, narrator, on_built)
+            for job in running.values():
+                _tell(job, store, narrator)
+    finally:  # of an interrupted driver, whose threads are not to try again
+        for future in running:
+            future.cancel()
     return failed
 
 
@@ -248,7 +252,7 @@ def _start(job: Job, store: Store, narrator: Narrator) -> Future[list[Artifact]]
     def work() -> None:
         with contextlib.suppress(InvalidStateError):  # given up: nobody waits for it any more
             try:
-                future.set_result(_built(job, store, narrator))
+                future.set_result(_built(job, store, narrator, future))
             except BaseException as error:  # handed to the waiting main thread, whatever it is
                 future.set_exception(error)
 
@@ -256,13 +260,17 @@ def _start(job: Job, store: Store, narrator: Narrator) -> Future[list[Artifact]]
     return future
 
 
-def _built(job: Job, store: Store, narrator: Narrator) -> list[Artifact]:
-    """Again where a machine or a process was lost in a way that Ray gives up at; what was made is kept."""
+def _built(job: Job, store: Store, narrator: Narrator, future: Future[Any]) -> list[Artifact]:
+    """Again where a machine or a process was lost in a way that Ray gives up at; what was made is kept.
+
+    Args:
+        future: done where nobody waits for it any more.
+    """
     for attempt in range(1, ATTEMPTS + 1):
         try:
             return build_together(job.stages, store, narrator.say)
         except Exception as error:
-            if attempt == ATTEMPTS or not _is_loss(error):
+            if attempt == ATTEMPTS or future.done() or not _is_loss(error):
                 raise
             narrator.say(f"{_names(job)}: {first_line(error)}; it goes on")
     raise AssertionError("unreachable")

@@ -349,8 +349,9 @@ class Session:
             self._start_tracker(uri, stored, records)
         if not missing:
             return
-        with interruption.kept():  # Ray's own SIGTERM handler exits, and that may be lost in a destructor
+        with interruption.kept():  # Ray's SIGTERM handler exits, and that may be lost in a destructor
             capacity = cluster.connect(self.arguments.address, verbose=self.arguments.verbose)
+        interruption.listen()  # again: that of Ray's core, set past Python, aborts
         self.narrator.say(f"Ray: {capacity.origin} with {capacity.cpus:g} CPUs and {capacity.gpus:g} GPUs")
         cluster.check_fits(self.plan, capacity)
         if capacity.fleet is not None:  # a cluster that others have set up

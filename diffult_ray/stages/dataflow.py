@@ -6,6 +6,7 @@ the number of their order in `target`.
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -86,12 +87,18 @@ def by_target(rows: pa.Table) -> Iterator[tuple[int, pa.Table]]:
         yield target, rows.filter(pc.equal(rows["target"], target)).drop_columns(["target"])
 
 
-def count(dataset: Any, total: int, order: Order) -> None:
-    """Run a data set whose rows say how much was `done`, telling progress on the way."""
-    done = 0
+def count(dataset: Any, total: int, order: Order) -> float:
+    """Run a data set whose rows say how much was `done`, and since when, telling progress on the way.
+
+    Returns:
+        seconds since the first of them began, without the start of the actors.
+    """
+    done, first = 0, time.time()
     for batch in dataset.iter_batches(batch_format="pyarrow", batch_size=None):
         done += pc.sum(batch["done"]).as_py() or 0
+        first = min(first, pc.min(batch["began"]).as_py() or first)
         tell(order, done, total)
+    return time.time() - first
 
 
 def matrix(column: pa.ChunkedArray) -> np.ndarray:

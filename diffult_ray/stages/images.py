@@ -34,13 +34,14 @@ class SampleRows:
         self.samplers = Samplers(targets, given=given)
 
     def __call__(self, rows: pa.Table) -> pa.Table:
+        began = time.time()
         for target, mine in by_target(rows):
             images = self.samplers[target](mine["label"].to_numpy(), mine["seed"].to_numpy())
             column = pa.array(pool.encode(images), type=pool.IMAGE)
             made = mine.append_column("image", column).select(SCHEMA.names).cast(SCHEMA)
             write_part(self.targets[target]["site"], self.targets[target]["parts"], made)
             metrics.count("diffult_images_generated", made.num_rows)
-        return pa.table({"done": [rows.num_rows]})
+        return pa.table({"done": [rows.num_rows], "began": [began]})
 
 
 def build(orders: Sequence[Order], resources: Any) -> None:
@@ -49,20 +50,19 @@ def build(orders: Sequence[Order], resources: Any) -> None:
     Images that an interrupted build has left in the work folder, or that are in a stored pool of other
     size, are not made again.
     """
-    start = time.monotonic()
     wanted = [_wanted(order) for order in orders]
     missing = [
         without(rows, _made(order))
         for order, rows in zip(orders, wanted, strict=True)
     ]
-    total = sum(rows.num_rows for rows in missing)
+    total, seconds = sum(rows.num_rows for rows in missing), 0.0
     if total:
         data = map_with_actors(
             from_tables(missing), SampleRows, {"targets": [_target(o) for o in orders]},
             resources=resources, order=orders[0],
         )
-        count(data, total, orders[0])
-    rate = total / (time.monotonic() - start)
+        seconds = count(data, total, orders[0])
+    rate = total / seconds if seconds else None
     for order, rows, lacked in zip(orders, wanted, missing, strict=True):
         _finish(order, rows, lacked.num_rows, rate)
 
@@ -92,7 +92,7 @@ def _target(order: Order) -> dict[str, Any]:
     }
 
 
-def _finish(order: Order, wanted: pa.Table, made_now: int, rate: float) -> None:
+def _finish(order: Order, wanted: pa.Table, made_now: int, rate: float | None) -> None:
     """The wanted images in the order of (label, id), so that equal pools are equal files.
 
     Raises:
@@ -107,5 +107,5 @@ def _finish(order: Order, wanted: pa.Table, made_now: int, rate: float) -> None:
         "images": wanted.num_rows,
         "per_class": order.config["per_class"],
         "made_now": made_now,
-        "images_per_second": round(rate, 1),
+        "images_per_second": rate and round(rate, 1),
     })

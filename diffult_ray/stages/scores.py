@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -106,12 +107,12 @@ class ScoreRows:
         self.scorers = [Scorer(target, on) for target in targets]
 
     def __call__(self, rows: pa.Table) -> pa.Table:
-        done = 0
+        began, done = time.time(), 0
         for number, mine in self._shared_out(rows):
             target = self.targets[number]
             write_part(target["site"], target["parts"], self.scorers[number](mine))
             done += mine.num_rows
-        return pa.table({"done": [done]})
+        return pa.table({"done": [done], "began": [began]})
 
     def _shared_out(self, rows: pa.Table) -> Iterator[tuple[int, pa.Table]]:
         """(order, its rows); a pool may be that of several orders, which score it differently."""

@@ -47,7 +47,7 @@ def numbered(tables: Any) -> list[Any]:
 def without_ray() -> Iterator[None]:
     changes = [
         (classifier, "train", here), (generator, "train", here), (images, "map_with_actors", mapped),
-        (images, "from_tables", numbered), (images, "count", lambda done, total, order: list(done)),
+        (images, "from_tables", numbered), (images, "count", lambda done, total, order: len(list(done))),
     ]
     with ExitStack() as stack:
         for module, name, own in changes:
