@@ -7,6 +7,7 @@ wish to stop; so it is raised again until somebody says that it has arrived.
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,14 @@ _timers: list[threading.Timer] = []
 def listen() -> None:
     for number in SIGNALS:
         signal.signal(number, _interrupt)
+    if sys.unraisablehook is not _tell_unraisable:
+        sys.unraisablehook = _tell_unraisable
+
+
+def _tell_unraisable(lost: Any) -> None:
+    """What was lost is raised again, and no news to who has pressed Ctrl-C."""
+    if lost.exc_type is not KeyboardInterrupt:
+        sys.__unraisablehook__(lost)
 
 
 @contextmanager

@@ -55,3 +55,16 @@ def test_a_library_cannot_take_the_signals():
     interruption.heard()
     signal.signal(signal.SIGTERM, theirs)
     assert signal.getsignal(signal.SIGTERM) is theirs
+
+
+def test_what_is_lost_in_a_callback_is_no_news(capfd):
+    class Fragile:
+        def __del__(self):
+            raise self.error
+
+    for error in (KeyboardInterrupt(), ValueError("kept")):
+        fragile = Fragile()
+        fragile.error = error
+        del fragile
+    told = capfd.readouterr().err
+    assert "KeyboardInterrupt" not in told and "ValueError: kept" in told
