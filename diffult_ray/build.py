@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diffult_ray import fence, files, footprint, lease, prefix
+from diffult_ray import fence, files, footprint, interruption, lease, prefix
 from diffult_ray.budget import OverBudget, Purse
 from diffult_ray.cluster import Capacity
 from diffult_ray.pipeline import Stage
@@ -223,6 +223,7 @@ def build_all(
     running: dict[Future[Any], Job] = {}
     try:
         while waiting or running:
+            interruption.check()
             _leave(waiting, store, purse, failed, narrator)
             _drop_hopeless(waiting, failed)
             if not running:

@@ -17,6 +17,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 REPEAT = 2.0  # seconds
 
 _timers: list[threading.Timer] = []
+_deferring = 0
+_waiting = False
 
 
 def listen() -> None:
@@ -30,6 +32,28 @@ def _tell_unraisable(lost: Any) -> None:
     """What was lost is raised again, and no news to who has pressed Ctrl-C."""
     if lost.exc_type is not KeyboardInterrupt:
         sys.__unraisablehook__(lost)
+
+
+@contextmanager
+def deferred() -> Iterator[None]:
+    """Within, a wish waits for `check` or the end: what is interrupted at any instruction may crash.
+
+    Raises:
+        KeyboardInterrupt: at the end, if one has come.
+    """
+    global _deferring
+    _deferring += 1
+    try:
+        yield
+    finally:
+        _deferring -= 1
+    check()
+
+
+def check() -> None:
+    """Raises KeyboardInterrupt if a wish was deferred."""
+    if _waiting:
+        raise KeyboardInterrupt
 
 
 @contextmanager
@@ -49,12 +73,18 @@ def kept() -> Iterator[None]:
 
 def heard() -> None:
     """It has arrived: what is cleaned up from here on is not disturbed."""
+    global _waiting
+    _waiting = False
     while _timers:
         _timers.pop().cancel()
 
 
 def _interrupt(*_: Any) -> None:
+    global _waiting
     heard()
+    if _deferring:
+        _waiting = True
+        return
     main = threading.main_thread().ident
     again = threading.Timer(REPEAT, signal.pthread_kill, (main, signal.SIGINT))
     again.daemon = True

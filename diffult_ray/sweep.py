@@ -349,7 +349,7 @@ class Session:
             self._start_tracker(uri, stored, records)
         if not missing:
             return
-        with interruption.kept():  # Ray's SIGTERM handler exits, and that may be lost in a destructor
+        with interruption.kept(), interruption.deferred():  # Ray's own SIGTERM handler exits anywhere
             capacity = cluster.connect(self.arguments.address, verbose=self.arguments.verbose)
         interruption.listen()  # again: that of Ray's core, set past Python, aborts
         self.narrator.say(f"Ray: {capacity.origin} with {capacity.cpus:g} CPUs and {capacity.gpus:g} GPUs")
@@ -357,9 +357,10 @@ class Session:
         if capacity.fleet is not None:  # a cluster that others have set up
             preflight.check(self.plan, self.store.address, capacity, self.narrator.say)
         self._count_reused(stored, records)
-        failed = build.build_all(
-            stages, self.store, capacity, self.narrator, self._stage_built, self.purse
-        )
+        with interruption.deferred():
+            failed = build.build_all(
+                stages, self.store, capacity, self.narrator, self._stage_built, self.purse
+            )
         ready = self._without_hopeless(missing, failed)
         from diffult_ray import trials  # imports Ray Tune, which reads what `connect` has set
 

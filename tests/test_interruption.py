@@ -68,3 +68,21 @@ def test_what_is_lost_in_a_callback_is_no_news(capfd):
         del fragile
     told = capfd.readouterr().err
     assert "KeyboardInterrupt" not in told and "ValueError: kept" in told
+
+
+def test_one_that_is_deferred_comes_at_a_check_or_at_the_end():
+    reached = []
+    with pytest.raises(KeyboardInterrupt), interruption.deferred():
+        os.kill(os.getpid(), signal.SIGTERM)
+        reached.append("after the signal")
+        interruption.check()
+        reached.append("after the check")
+    assert reached == ["after the signal"]
+    interruption.heard()
+    with pytest.raises(KeyboardInterrupt), interruption.deferred():
+        os.kill(os.getpid(), signal.SIGINT)
+        reached.append("the end")
+    assert reached[-1] == "the end"
+    interruption.heard()
+    with interruption.deferred():
+        interruption.check()
