@@ -31,6 +31,7 @@ from diffult_ray.progress import Narrator
 from diffult_ray.store import Store, open_store
 
 if TYPE_CHECKING:
+    from diffult_ray.cluster import Capacity
     from diffult_ray.pipeline import Stage
     from diffult_ray.plan import Trial
 
@@ -336,7 +337,7 @@ class Session:
     # --- the work ---
 
     def _build(self, records: dict[str, dict[str, Any]], uri: str | None) -> None:
-        from diffult_ray import build, cluster, preflight
+        from diffult_ray import build
 
         missing = [t for t in self.plan.trials if t.key not in records]
         stages = self._needed(records)
@@ -349,15 +350,9 @@ class Session:
             self._start_tracker(uri, stored, records)
         if not missing:
             return
-        with interruption.kept(), interruption.deferred():  # Ray's own SIGTERM handler exits anywhere
-            capacity = cluster.connect(self.arguments.address, verbose=self.arguments.verbose)
-        interruption.listen()  # again: that of Ray's core, set past Python, aborts
-        self.narrator.say(f"Ray: {capacity.origin} with {capacity.cpus:g} CPUs and {capacity.gpus:g} GPUs")
-        cluster.check_fits(self.plan, capacity)
-        if capacity.fleet is not None:  # a cluster that others have set up
-            preflight.check(self.plan, self.store.address, capacity, self.narrator.say)
-        self._count_reused(stored, records)
-        with interruption.deferred():
+        with interruption.deferred():  # at any instruction of Ray's it may crash
+            capacity = self._join()
+            self._count_reused(stored, records)
             failed = build.build_all(
                 stages, self.store, capacity, self.narrator, self._stage_built, self.purse
             )
@@ -368,6 +363,20 @@ class Session:
             ready, self.store, capacity, self.narrator, self._trial_ended, self.purse,
             name=self.plan.sweep.name, concurrency=self.plan.sweep.tune.concurrency,
         )
+
+    def _join(self) -> Capacity:
+        """Start or join the cluster, and see that it can hold the sweep."""
+        from diffult_ray import cluster, preflight
+
+        with interruption.kept():
+            capacity = cluster.connect(self.arguments.address, verbose=self.arguments.verbose)
+        interruption.listen()  # again: that of Ray's core, set past Python, aborts
+        interruption.check()
+        self.narrator.say(f"Ray: {capacity.origin} with {capacity.cpus:g} CPUs and {capacity.gpus:g} GPUs")
+        cluster.check_fits(self.plan, capacity)
+        if capacity.fleet is not None:  # a cluster that others have set up
+            preflight.check(self.plan, self.store.address, capacity, self.narrator.say)
+        return capacity
 
     def _without_hopeless(self, missing: Sequence[Trial], failed: Mapping[str, Exception]) -> list[Trial]:
         """The trials whose stages are all stored; the others end here, or are left for the budget."""
