@@ -58,9 +58,9 @@ def test_results_have_one_row_a_trial_and_the_documented_columns(finished):
     synthetic = frame[frame["method"] == "diffult"]
     assert synthetic["fid"].gt(0).all() and set(synthetic["quality_network"]) == {"reference"}
     assert (synthetic["kept"] <= synthetic["generated"]).all()
-    assert list(frame.columns[-12:]) == [
+    assert list(frame.columns[-14:]) == [
         "kid", "precision", "recall", "memorised", "per_class_fid", "fid_images", "synthetic", "pool",
-        "steps", "train_images", "memorised_expected", "agreement",
+        "steps", "train_images", "memorised_expected", "agreement", "memory_mib", "gpu_memory_mib",
     ]
     assert synthetic["pool"].notna().all() and frame["steps"].gt(0).all()
     assert (synthetic["train_images"] > frame[frame["method"] == "ce"]["train_images"].max()).all()
