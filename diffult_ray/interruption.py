@@ -38,6 +38,8 @@ def _tell_unraisable(lost: Any) -> None:
 def deferred() -> Iterator[None]:
     """Within, a wish waits for `check` or the end: what is interrupted at any instruction may crash.
 
+    A second one does not wait.
+
     Raises:
         KeyboardInterrupt: at the end, if one has come.
     """
@@ -81,10 +83,10 @@ def heard() -> None:
 
 def _interrupt(*_: Any) -> None:
     global _waiting
-    heard()
-    if _deferring:
+    if _deferring and not _waiting:
         _waiting = True
         return
+    heard()
     main = threading.main_thread().ident
     again = threading.Timer(REPEAT, signal.pthread_kill, (main, signal.SIGINT))
     again.daemon = True

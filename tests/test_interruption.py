@@ -86,3 +86,13 @@ def test_one_that_is_deferred_comes_at_a_check_or_at_the_end():
     interruption.heard()
     with interruption.deferred():
         interruption.check()
+
+
+def test_a_second_one_does_not_wait():
+    reached = []
+    with pytest.raises(KeyboardInterrupt), interruption.deferred():
+        os.kill(os.getpid(), signal.SIGINT)
+        reached.append("after the first")
+        send_and_wait(signal.SIGINT)
+        reached.append("after the second")
+    assert reached == ["after the first"]
