@@ -9,16 +9,19 @@ from __future__ import annotations
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 REPEAT = 2.0  # seconds
+TWIN = 1.0  # seconds: what is sent to all processes of a group arrives here once more through the supervisor
 
 _timers: list[threading.Timer] = []
 _deferring = 0
 _waiting = False
+_first = -TWIN  # when the last wish was first told
 
 
 def listen() -> None:
@@ -82,7 +85,10 @@ def heard() -> None:
 
 
 def _interrupt(*_: Any) -> None:
-    global _waiting
+    global _waiting, _first
+    if time.monotonic() - _first < TWIN:
+        return
+    _first = time.monotonic()
     if _deferring and not _waiting:
         _waiting = True
         return

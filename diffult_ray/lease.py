@@ -128,7 +128,7 @@ def hold(folder: Path, names: Mapping[str, Mapping[str, Any]], tell: Tell | None
     held = Held()
     with ExitStack() as stack:
         stack.callback(files.remove_empty, made)
-        stack.callback(_tidy, folder)
+        stack.callback(tidy, folder)
         stack.callback(held.release)
         for name in sorted(names):
             lease = Lease(folder / f"{name}.json", names[name])
@@ -253,7 +253,7 @@ def _lock(folder: Path) -> TextIO | None:
     return None
 
 
-def _tidy(folder: Path) -> None:
+def tidy(folder: Path) -> None:
     """Remove the leases of those who ran here and are gone, and the lock where no lease is left."""
     with suppress(OSError), _locked(folder):
         for path in folder.glob("*.json"):

@@ -241,7 +241,10 @@ class Store:
         return lease.hold(self.leases, names, tell)
 
     def tidy_leases(self) -> None:
-        """Remove those of dead builders, where they do not go by themselves."""
+        """Remove those of dead builders."""
+        if self.leases.is_dir():
+            lease.tidy(self.leases)
+            files.remove_empty([self.leases])
 
     def leases_now(self) -> tuple[list[dict[str, Any]], set[str], list[Path]]:
         """What leases that may be alive say, their names, and the files of those that are not."""

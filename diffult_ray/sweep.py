@@ -22,7 +22,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from diffult_ray import __version__, config, definition, files, foreseen, interruption, metrics
+from diffult_ray import __version__, config, definition, files, foreseen, interruption, metrics, supervisor
 from diffult_ray.budget import OverBudget, Purse
 from diffult_ray.costs import Costs
 from diffult_ray.errors import BadInput, Refused
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from diffult_ray.pipeline import Stage
     from diffult_ray.plan import Trial
 
-DONE, SOME_FAILED, SOME_LEFT, INTERRUPTED = 0, 1, 4, 130
+DONE, SOME_FAILED, SOME_LEFT = 0, 1, 4
 UNDONE = {"failed": SOME_FAILED, "left": SOME_LEFT}  # status of a trial -> exit code, the first that applies
 ENDS = {DONE: "FINISHED", SOME_FAILED: "FAILED", SOME_LEFT: "KILLED"}  # of the sweep's run in MLflow
 
@@ -58,8 +58,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return SOME_FAILED
     except KeyboardInterrupt:
         interruption.heard()
-        print("interrupted; the same command continues", file=sys.stderr)
-        return INTERRUPTED
+        print(supervisor.HINT, file=sys.stderr)
+        return supervisor.INTERRUPTED
+
+
+def run() -> int:
+    """The command: `main`, watched from outside."""
+    return supervisor.supervise(main, _tidy_leases)
+
+
+def _tidy_leases() -> None:
+    """Those of a driver that did not come to release them: nobody has to wait for them."""
+    with suppress(Exception):  # whoever comes next removes them as well
+        open_store(_storage(_parser().parse_intermixed_args())).tidy_leases()
 
 
 class Parser(argparse.ArgumentParser):
@@ -93,12 +104,16 @@ def _main(arguments: argparse.Namespace) -> int:
         name, overrides = None, [name, *overrides]
     sweep = config.load("digits" if name is None else name, overrides, arguments.overlay)
     plan = make_plan(sweep)
-    store = open_store(arguments.storage or os.environ.get("DIFFULT_STORAGE") or "~/diffult")
+    store = open_store(_storage(arguments))
     if arguments.plan:
         for line in text(plan, store):
             print(line)
         return DONE
     return Session(plan, store, arguments, _command(name, overrides, arguments)).run()
+
+
+def _storage(arguments: argparse.Namespace) -> str:
+    return arguments.storage or os.environ.get("DIFFULT_STORAGE") or "~/diffult"
 
 
 def _command(name: str | None, overrides: Sequence[str], arguments: argparse.Namespace) -> str:
@@ -158,13 +173,14 @@ class Session:
             return self._conclude()
         except BaseException as error:
             interruption.heard()
+            interrupted = isinstance(error, KeyboardInterrupt)
             if self.tracker:
-                self.tracker.close("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+                self.tracker.close("KILLED" if interrupted else "FAILED")
                 with suppress(OSError):
                     self.store.push(self.folder)
+            if not (interrupted and supervisor.watched):  # else threads may be within Ray
+                self._disconnect()
             raise
-        finally:
-            self._disconnect()
 
     def _presence(self) -> dict[str, dict[str, Any]]:
         """One driver a sweep; for its lease the store keeps what the sweep needs."""
@@ -504,4 +520,4 @@ class Session:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run())

@@ -14,6 +14,7 @@ from diffult_ray import interruption
 @pytest.fixture(autouse=True)
 def handlers(monkeypatch):
     monkeypatch.setattr(interruption, "REPEAT", 0.05)
+    monkeypatch.setattr(interruption, "TWIN", 0.0)
     before = {number: signal.getsignal(number) for number in interruption.SIGNALS}
     interruption.listen()
     yield
@@ -86,6 +87,17 @@ def test_one_that_is_deferred_comes_at_a_check_or_at_the_end():
     interruption.heard()
     with interruption.deferred():
         interruption.check()
+
+
+def test_one_that_arrives_twice_is_one(monkeypatch):
+    monkeypatch.setattr(interruption, "TWIN", 60.0)
+    monkeypatch.setattr(interruption, "_first", -60.0)
+    reached = []
+    with pytest.raises(KeyboardInterrupt), interruption.deferred():
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        reached.append("after both")
+    assert reached == ["after both"]
 
 
 def test_a_second_one_does_not_wait():

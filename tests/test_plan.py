@@ -437,7 +437,7 @@ def test_a_wheel_has_every_file_of_the_package_and_every_sweep(installed):
     there = {str(p.relative_to(installed)) for p in installed.rglob("*") if p.is_file()}
     assert wanted | sweeps <= there
     (scripts,) = installed.glob("*.dist-info/entry_points.txt")
-    assert "diffult-ray = diffult_ray.sweep:main" in scripts.read_text()
+    assert "diffult-ray = diffult_ray.sweep:run" in scripts.read_text()
 
 
 def test_an_installed_wheel_finds_the_shipped_sweeps_by_name(installed, tmp_path):
