@@ -38,6 +38,19 @@ search:
 MEASURED = ["seconds", "memory_mib", "gpu_memory_mib"]
 
 
+def driver_of(process: subprocess.Popen[str]) -> int:
+    """The process that drives Ray: a child of the one that was started."""
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            status = (entry / "stat").read_text().rpartition(")")[2].split()
+            line = (entry / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if int(status[1]) == process.pid and b"diffult_ray.sweep" in line:
+            return int(entry.name)
+    raise ProcessLookupError(f"{process.pid} has no driver")
+
+
 @dataclass
 class FrontDoor:
     """`python -m diffult_ray.sweep` with a storage folder and a Ray temp dir of its own."""

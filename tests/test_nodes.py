@@ -16,7 +16,7 @@ import yaml
 
 from diffult_ray.store import Store
 from tests.building import Building
-from tests.conftest import MEASURED, TINY, temporary_folder
+from tests.conftest import MEASURED, TINY, driver_of, temporary_folder
 from tests.machines import RAY, ROOT, Cluster, Machine, wait_for
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
@@ -163,7 +163,8 @@ def test_of_a_pool_only_what_a_vanished_machine_had_in_hand_is_made_again(cluste
                 made[path.name] = pq.read_table(path, columns=["seed"])["seed"].to_pylist()
         return len(made)
 
-    wait_for(lambda: look() >= 4)
+    wait_for(lambda: look() >= 4 or build.process.poll() is not None)
+    assert build.process.poll() is None, build.process.stdout.read()
     victim = next(m for m in machines if m.processes(TITLES[name]))
     victim.vanish()
     wait_for(lambda: look() < 0 or build.process.poll() is not None)
@@ -239,7 +240,7 @@ def test_a_job_that_was_stopped_continues_when_it_is_submitted_again(cluster, fo
     job("submit", "--submission-id", "first", "--no-wait", *submit)
     wait_for(lambda: len(sweep.manifests) >= 2 and sweep.is_under_way("classifier"), 400)
     job("stop", "first")
-    wait_for(lambda: "STOPPED" in job("status", "first"), 60)
+    wait_for(lambda: "was stopped" in job("status", "first"), 60)
     kept = sweep.manifests
     told = job("submit", "--submission-id", "again", *submit)
     assert "succeeded" in job("status", "again").lower(), told
@@ -308,8 +309,9 @@ def test_two_hundred_trials_on_two_cpus_end_in_a_driver_of_constant_size(cluster
     cluster.up(cpus=2)
     sweep = Sweep(cluster, folder / "s", MANY % ", ".join(map(str, range(trials))))
     process = sweep.start()
-    statm = Path(f"/proc/{process.pid}/statm")
+    statm = None
     for line in process.stdout:
+        statm = statm or Path(f"/proc/{driver_of(process)}/statm")
         if "] trial " in line:
             sizes.append(int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
     assert process.wait(timeout=60) == 0
