@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import random
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.conftest import driver_of
 from tests.faults.door import Door, Tally, wait_for_the_end_of
 
 MOMENTS = 20
@@ -68,7 +70,7 @@ def test_an_interrupted_driver(
 ):
     with tally.fault():
         door = hit(new_faulty, share, reference.seconds, number, 130)
-        check_interrupted(door, ends_within=30)  # where Ray was starting: only its reaper ends what had begun
+        check_interrupted(door, ends_within=1)
         door.finish()
         tally.cost(door, reference)
         door.check(reference)
@@ -88,7 +90,19 @@ def test_a_driver_that_is_interrupted_at_a_line(
         door.begin()
         door.until(line)
         assert door.kill(number) == 130, door.said[-1]
-        check_interrupted(door, ends_within=10)
+        check_interrupted(door, ends_within=1)
+        door.finish()
+        tally.cost(door, reference)
+        door.check(reference)
+
+
+def test_a_driver_that_is_killed_alone_as_for_want_of_memory(reference: Door, door: Door, tally: Tally):
+    with tally.fault():
+        door.begin()
+        door.until(r"\] generator .*started")
+        os.kill(driver_of(door.process), signal.SIGKILL)
+        assert door.end() == 128 + signal.SIGKILL, door.said[-1]
+        check_interrupted(door, ends_within=1)
         door.finish()
         tally.cost(door, reference)
         door.check(reference)
