@@ -19,8 +19,8 @@ from diffult_ray import files
 from diffult_ray.allotment import Allotment
 from diffult_ray.stages import Order, pool
 from diffult_ray.stages.dataflow import (
-    IO_CPUS,
     count,
+    from_parquet,
     map_with_actors,
     read_parts,
     write_part,
@@ -126,15 +126,13 @@ class ScoreRows:
 
 def build(orders: Sequence[Order], resources: Any) -> None:
     """Each order's pool with its scores, in `out/pool`."""
-    import ray.data
-
     targets = [_target(order) for order in orders]
     pools = [order.inputs["images"] / "pool" for order in orders]
     sizes = [pq.read_table(pool, columns=["id"]).num_rows for pool in pools]
     if any(sizes):
         full = list({t["pool"]: None for t, size in zip(targets, sizes, strict=True) if size})
         _, system = orders[0].site.storage(pools[0])
-        data = ray.data.read_parquet(full, filesystem=system, include_paths=True, num_cpus=IO_CPUS)
+        data = from_parquet(full, system, sum(sizes))
         scored = map_with_actors(
             data, ScoreRows, {"targets": targets}, resources=resources, order=orders[0]
         )
