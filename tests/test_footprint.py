@@ -43,6 +43,7 @@ def test_of_a_stage_without_workers_it_is_the_driver(tmp_path):
 
 
 def test_a_process_tells_again_only_what_has_grown(tmp_path):
+    footprint.begin()  # the tests before may have needed more than is added here
     note = footprint.Footprint(SHARED, tmp_path)
     note.note()
     (path,) = (tmp_path / footprint.FOLDER).glob("*.json")
