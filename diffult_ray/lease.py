@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
-from diffult_ray import files
+from diffult_ray import files, processes
 
 BEAT = 5.0  # seconds between two refreshes
 EXPIRES = 30.0
@@ -205,11 +205,10 @@ def _place() -> list[str]:
 
 def _started(pid: int) -> str | None:
     """When a process was started, None if there is none: its number may be another's by now."""
-    try:
-        status = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
+    found = processes.look(pid)
+    if found is None:
         return None if Path("/proc/self").exists() else _without_proc(pid)
-    return None if status[0] in "ZX" else status[19]
+    return None if found.ended else found.started
 
 
 def _without_proc(pid: int) -> str | None:

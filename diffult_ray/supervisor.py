@@ -12,11 +12,10 @@ import ctypes
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 
-from diffult_ray import interruption
+from diffult_ray import interruption, processes
 
 INTERRUPTED = 130
 HINT = "interrupted; the same command continues"
@@ -59,7 +58,7 @@ def supervise(work: Callable[[], int], tidy: Callable[[], None]) -> int:
     _end_the_rest()
     told = _read(receiving)
     code = _code(told, status, bool(passed))
-    if told is None or code == INTERRUPTED:
+    if code == INTERRUPTED or (told is None and code != 0):
         tidy()
     return code
 
@@ -120,18 +119,10 @@ def _read(receiving: int) -> int | None:
 def _end_the_rest() -> None:
     """End all processes that the driver has left: they are this one's children now, and theirs will be."""
     while True:
-        for pid in _children():
+        for pid in processes.children(os.getpid()):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         try:
             os.waitpid(-1, 0)
         except ChildProcessError:
             return
-
-
-def _children() -> Iterator[int]:
-    for entry in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            status = (entry / "stat").read_text().rpartition(")")[2].split()
-            if int(status[1]) == os.getpid():
-                yield int(entry.name)

@@ -8,10 +8,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from diffult_ray import processes
 
 TINY = """
 name: tiny
@@ -40,14 +43,10 @@ MEASURED = ["seconds", "memory_mib", "gpu_memory_mib"]
 
 def driver_of(process: subprocess.Popen[str]) -> int:
     """The process that drives Ray: a child of the one that was started."""
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            status = (entry / "stat").read_text().rpartition(")")[2].split()
-            line = (entry / "cmdline").read_bytes()
-        except OSError:
-            continue
-        if int(status[1]) == process.pid and b"diffult_ray.sweep" in line:
-            return int(entry.name)
+    for pid in processes.children(process.pid):
+        with suppress(OSError):
+            if b"diffult_ray.sweep" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                return pid
     raise ProcessLookupError(f"{process.pid} has no driver")
 
 

@@ -9,9 +9,10 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
+
+from diffult_ray import __version__, processes
 
 HEAD = """
 import os, signal, subprocess, sys, time
@@ -31,11 +32,8 @@ sys.exit(supervisor.supervise(work, lambda: print("tidied")))
 
 
 def runs(pid: int) -> bool:
-    try:
-        status = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-    return status not in "ZX"
+    found = processes.look(pid)
+    return found is not None and not found.ended
 
 
 @pytest.fixture
@@ -90,6 +88,14 @@ def test_an_error_and_an_exit_are_as_without_it(start):
     process = start("sys.exit(3)")
     process.communicate(timeout=60)
     assert process.returncode == 3
+    process = start("sys.exit()")
+    assert process.communicate(timeout=60) == ("", "")
+    assert process.returncode == 0
+
+
+def test_the_command_tells_its_version_once():
+    command = [sys.executable, "-m", "diffult_ray.sweep", "--version"]
+    assert subprocess.check_output(command, text=True, timeout=60) == f"{__version__}\n"
 
 
 @pytest.mark.parametrize("number_", [signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name)
