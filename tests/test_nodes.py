@@ -38,7 +38,7 @@ search:
   classifier.seed: {grid: [0, 1, 2, 3]}
 """
 TITLES = {  # of the processes of a stage
-    "extractor": "RayTrainWorker", "generator": "RayTrainWorker", "images": "SampleRows",
+    "extractor": "ray::extractor", "generator": "RayTrainWorker", "images": "SampleRows",
     "scores": "ScoreRows", "classifier": "ray::ImplicitFunc",
 }  # fmt: skip
 

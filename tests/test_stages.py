@@ -167,7 +167,7 @@ def test_a_killed_training_worker_goes_on_from_its_checkpoint(
     thread.start()
     wait_for(lambda: list(hit.work(stage).glob("**/checkpoint*/state.safetensors")))
     wait_for(lambda: progress(hit, stage) > 100)
-    victims = wait_for(lambda: processes_called("RayTrainWorker"))
+    victims = wait_for(lambda: processes_called("ray::generator"))
     for pid in victims:
         os.kill(pid, signal.SIGKILL)
     thread.join()
@@ -232,8 +232,8 @@ def test_a_generator_of_fewer_steps_is_a_prefix(cluster, experiment, tmp_path):
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
-def test_the_same_classifier_in_its_own_process_and_under_a_trainer(cluster, experiment, store, tmp_path):
-    """One loop: with one worker the two ways end with the same weights."""
+def test_the_same_classifier_in_its_own_process_and_in_a_task(cluster, experiment, store, tmp_path):
+    """One loop: the two ways end with the same weights."""
     from diffult_ray.stages import Order, classifier, training
 
     stage = pipeline.classifier(experiment())
@@ -243,7 +243,7 @@ def test_the_same_classifier_in_its_own_process_and_under_a_trainer(cluster, exp
     (tmp_path / "out").mkdir(), (tmp_path / "work").mkdir()
     training.train(
         classifier._loop, classifier._payload(order, part=None),
-        resources=config.StageResources(), work=order.work, name="under-a-trainer",
+        resources=config.StageResources(), work=order.work, name="in-a-task",
     )
     expected = files.read_tensors(here / "model.safetensors")
     found = files.read_tensors(tmp_path / "out" / "model.safetensors")

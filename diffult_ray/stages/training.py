@@ -28,6 +28,7 @@ PROGRESS_SECONDS = 1.0
 STATE = "state.safetensors"
 KEPT = 2  # checkpoints: the one before is used where the last one is damaged
 FAILED = "failed.json"
+MAX_FAILURES = 3  # of a run that is tried again
 FINAL = {"FloatingPointError": FloatingPointError, "ValueError": ValueError}  # again they would end alike
 
 Loop = Callable[["Run", Mapping[str, Any]], None]
@@ -158,7 +159,7 @@ def _whole(paths: Iterable[Path]) -> Iterator[tuple[Path, Any]]:
 def train(
     loop: Loop, payload: Mapping[str, Any], *, resources: Any, work: Path, name: str, site: Site = SHARED
 ) -> None:
-    """Run a loop under TorchTrainer, in or outside of a Tune trial.
+    """Run a loop on Ray: by one worker in a task, by several under TorchTrainer.
 
     A run of the same name and work folder that was interrupted goes on from its last checkpoint.
 
@@ -175,6 +176,50 @@ def train(
         FloatingPointError: if the training has diverged.
         ValueError: from the loop.
     """
+    if resources.most == 1:
+        _train_alone(loop, payload, resources=resources, work=work, name=name, site=site)
+    else:
+        _train_together(loop, payload, resources=resources, work=work, name=name, site=site)
+
+
+def _train_alone(
+    loop: Loop, payload: Mapping[str, Any], *, resources: Any, work: Path, name: str, site: Site
+) -> None:
+    """A group of one would need three processes more, whose start takes longer than a small training."""
+    import ray
+
+    task = ray.remote(_alone).options(
+        name=name, num_cpus=resources.cpus, num_gpus=resources.gpus,
+        max_retries=MAX_FAILURES, retry_exceptions=True,
+    )  # fmt: skip
+    failed = ray.get(task.remote(loop, dict(payload), resources, str(work), site, CHECKPOINT_SECONDS))
+    if failed:
+        raise FINAL[failed["kind"]](failed["text"])
+
+
+def _alone(
+    loop: Loop, payload: dict[str, Any], resources: Any, work: str, site: Site, checkpoint_seconds: float
+) -> dict[str, str] | None:
+    """The kind and text of an error with which it would end again; Ray tries it again after any other."""
+    try:
+        run_here(
+            loop, _localised(payload, site), resources=resources, work=site.here(work), site=site.moved(),
+            checkpoint_seconds=checkpoint_seconds,
+        )
+    except tuple(FINAL.values()) as error:
+        return _told(error)
+    return None
+
+
+def _told(error: Exception) -> dict[str, str]:
+    kind = "FloatingPointError" if isinstance(error, FloatingPointError) else "ValueError"
+    return {"kind": kind, "text": str(error)}
+
+
+def _train_together(
+    loop: Loop, payload: Mapping[str, Any], *, resources: Any, work: Path, name: str, site: Site
+) -> None:
+    """Under TorchTrainer, in or outside of a Tune trial."""
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
     from ray.tune.trainable.trainable_fn_utils import _in_tune_session
@@ -207,7 +252,7 @@ def train(
             name=name,
             storage_path=place,
             storage_filesystem=system,
-            failure_config=FailureConfig(max_failures=3),
+            failure_config=FailureConfig(max_failures=MAX_FAILURES),
             checkpoint_config=CheckpointConfig(num_to_keep=KEPT),
             callbacks=callbacks,
         ),
@@ -268,8 +313,7 @@ def _worker(config: dict[str, Any]) -> None:
         config["loop"](run, _localised(config["payload"], site))
     except tuple(FINAL.values()) as error:  # Train would try it three times more, to the same end
         if run.is_first:
-            kind = "FloatingPointError" if isinstance(error, FloatingPointError) else "ValueError"
-            files.write_json(run.work / FAILED, {"kind": kind, "text": str(error)})
+            files.write_json(run.work / FAILED, _told(error))
             run.site.publish(run.work / FAILED)
     Footprint(run.site, run.work).note()
     run.site.settle()
@@ -311,7 +355,8 @@ def _localised(payload: Mapping[str, Any], site: Site) -> dict[str, Any]:
 
 
 def run_here(
-    loop: Loop, payload: Mapping[str, Any], *, resources: Any, work: Path, site: Site = SHARED
+    loop: Loop, payload: Mapping[str, Any], *, resources: Any, work: Path, site: Site = SHARED,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
 ) -> None:
     """The same loop in the calling process; its checkpoints are kept in the work folder."""
     from diffult_ray.method import device
@@ -333,6 +378,7 @@ def run_here(
         device=device.prepare(given),
         given=given,
         checkpoints=kept,
+        checkpoint_seconds=checkpoint_seconds,
         report=report,
         readers=resources.readers,
         draining=_draining_here,

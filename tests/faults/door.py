@@ -29,8 +29,8 @@ experiment:
   generation: {per_class: 30, sampler: dpmsolver++, steps: 5, guidance: 0.5}
   classifier: {<<: *recipe, synthetic_weight: 0.5}
   quality: {images: 100, reference: *recipe}
-  resources: {extractor: &half {cpus: 0.5}, reference: *half, generator: *half, images: *half, scores: *half,
-              quality: *half}
+  resources: {extractor: &half {cpus: 0.5}, reference: *half, generator: {workers: 2, cpus: 0.5},
+              images: *half, scores: *half, quality: *half}
   select: test
 baselines: [ce]
 search:

@@ -11,6 +11,8 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,21 +29,25 @@ STEPS = 600
 SECONDS = 0.5  # between two checkpoints, in place of 30
 
 
+@dataclass
 class Builder(Door):
-    """Builds one generator in a process of its own."""
+    """Builds one generator in a process of its own, with one worker in a task or several under Train."""
+
+    workers: int = 1
 
     def command(self, *arguments: str) -> list[str]:
-        given = [str(self.storage), str(STEPS), str(SECONDS)]
+        given = [str(self.storage), str(STEPS), str(SECONDS), str(self.workers)]
         return [sys.executable, "-m", "tests.faults.one_generator", *given]
 
     @property
     def checkpoints(self) -> list[Path]:
         """Those that are whole: one more may have been on its way when the driver was killed."""
-        return sorted(filter(is_whole, self.of_train("checkpoint_*/state.safetensors")))
+        return sorted(filter(is_whole, self.kept("checkpoint_*/state.safetensors")))
 
-    def of_train(self, pattern: str) -> Iterator[Path]:
-        """Files in the folder that Ray Train keeps."""
-        return (self.storage / "work").glob(f"generator-*/*/generator-*/{pattern}")
+    def kept(self, pattern: str) -> Iterator[Path]:
+        """Files in the folder of checkpoints: with several workers it is Ray Train's."""
+        folder = "checkpoints" if self.workers == 1 else "generator-*"
+        return (self.storage / "work").glob(f"generator-*/*/{folder}/{pattern}")
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -52,6 +58,13 @@ class Builder(Door):
         (path,) = (Store(self.storage).folder(stage(STEPS)) / "unet").glob("*.safetensors")
         return files.read_tensors(path)
 
+    def check_as(self, other: Builder) -> None:
+        """The same loss curve and the same weights."""
+        for name in ("step", "loss"):
+            assert [row[name] for row in self.rows] == [row[name] for row in other.rows]
+        found, expected = self.weights, other.weights
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+
     def stop_after_two_checkpoints(self) -> None:
         self.begin()
         wait_for(lambda: len(self.checkpoints) >= 2 or self.process.poll() is not None, 300)
@@ -60,19 +73,25 @@ class Builder(Door):
 
 
 @pytest.fixture(scope="module")
-def new_builder(new_faulty: Callable[[], Door]) -> Callable[[], Builder]:
-    def make() -> Builder:
+def new_builder(new_faulty: Callable[[], Door]) -> Callable[..., Builder]:
+    def make(workers: int = 1) -> Builder:
         door = new_faulty()
-        return Builder(storage=door.storage, sweep=door.sweep, ray=door.ray)
+        return Builder(storage=door.storage, sweep=door.sweep, ray=door.ray, workers=workers)
 
     return make
 
 
 @pytest.fixture(scope="module")
-def undisturbed(new_builder: Callable[[], Builder]) -> Builder:
-    builder = new_builder()
-    builder.finish()
-    return builder
+def undisturbed(new_builder: Callable[..., Builder]) -> Callable[..., Builder]:
+    """The same generator of a builder that nothing hits, by its number of workers."""
+
+    @cache
+    def built(workers: int = 1) -> Builder:
+        builder = new_builder(workers)
+        builder.finish()
+        return builder
+
+    return built
 
 
 def is_whole(path: Path) -> bool:
@@ -91,16 +110,19 @@ def trained_before(path: Path) -> list[dict[str, Any]]:
     return files.read_state(path)[1]["history"]
 
 
-# Which of the checkpoints are cut, oldest first, and the one that is gone on from.
-CASES = {"none": ([], -1), "the last": ([-1], -2), "all": (None, None)}
+# Which of the checkpoints are cut, oldest first, the one that is gone on from, and the workers.
+CASES = {
+    "none": ([], -1, 1), "the last": ([-1], -2, 1), "all": (None, None, 1),
+    "none, under Train": ([], -1, 2), "the last, under Train": ([-1], -2, 2),
+}
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_generator_goes_on_from_a_checkpoint_that_is_whole(
-    case: str, undisturbed: Builder, new_builder: Callable[[], Builder], tally: Tally
+    case: str, undisturbed: Callable[..., Builder], new_builder: Callable[..., Builder], tally: Tally
 ):
-    which, source = CASES[case]
-    builder = new_builder()
+    which, source, workers = CASES[case]
+    builder, expected = new_builder(workers), undisturbed(workers)
     with tally.fault():
         builder.stop_after_two_checkpoints()
         kept = builder.checkpoints
@@ -110,36 +132,33 @@ def test_a_generator_goes_on_from_a_checkpoint_that_is_whole(
         builder.finish()
         assert len(before) > 0 or source is None
         assert builder.rows[: len(before)] == before
-        assert [row["step"] for row in builder.rows] == [row["step"] for row in undisturbed.rows]
-        assert [row["loss"] for row in builder.rows] == [row["loss"] for row in undisturbed.rows]
-        found, expected = builder.weights, undisturbed.weights
-        assert all(torch.equal(found[name], expected[name]) for name in expected)
+        builder.check_as(expected)
         assert not list((builder.storage / "work").glob("*"))
 
 
 def test_trains_own_list_of_checkpoints_is_cut(
-    undisturbed: Builder, new_builder: Callable[[], Builder], tally: Tally
+    undisturbed: Callable[..., Builder], new_builder: Callable[..., Builder], tally: Tally
 ):
-    builder = new_builder()
+    builder, expected = new_builder(workers=2), undisturbed(workers=2)
     with tally.fault():
         builder.stop_after_two_checkpoints()
-        (path,) = builder.of_train("checkpoint_manager_snapshot.json")
+        (path,) = builder.kept("checkpoint_manager_snapshot.json")
         before = trained_before(builder.checkpoints[-1])
         cut(path)
         builder.finish()
         assert before and builder.rows[: len(before)] == before
-        assert [row["loss"] for row in builder.rows] == [row["loss"] for row in undisturbed.rows]
+        builder.check_as(expected)
 
 
 def test_the_workers_of_a_killed_driver_never_write_beside_the_next_one(
-    undisturbed: Builder, new_builder: Callable[[], Builder], tally: Tally
+    undisturbed: Callable[..., Builder], new_builder: Callable[..., Builder], tally: Tally
 ):
     """They are stopped, so that they live on while the next driver builds; then they are let go on."""
-    builder = new_builder()
+    builder, expected = new_builder(), undisturbed()
     with tally.fault():
         builder.begin()
         wait_for(lambda: builder.checkpoints or builder.process.poll() is not None, 300)
-        late = [int(line.split()[0]) for line in builder.processes() if "RayTrainWorker" in line]
+        late = [int(line.split()[0]) for line in builder.processes() if "ray::generator" in line]
         assert late
         for pid in late:
             os.kill(pid, signal.SIGSTOP)
@@ -150,8 +169,6 @@ def test_the_workers_of_a_killed_driver_never_write_beside_the_next_one(
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
         assert builder.end() == 0, builder.said[-1]
-        found, expected = builder.weights, undisturbed.weights
-        assert all(torch.equal(found[name], expected[name]) for name in expected)
-        assert [row["loss"] for row in builder.rows] == [row["loss"] for row in undisturbed.rows]
+        builder.check_as(expected)
         wait_for_the_end_of(builder.processes)
         assert not list((builder.storage / "work").glob("*"))

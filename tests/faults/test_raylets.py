@@ -15,8 +15,8 @@ from tests.faults.door import RUNS_WITHIN, Door, Tally, descendants, wait_for, w
 TOLERANCE = 1e-6  # of the metrics: what was begun on one node may end on another
 # A line that tells that a stage is under way, and what its processes are called.
 STAGES = {
-    "extractor": (r"\] extractor .*started", "RayTrainWorker"),
-    "reference": (r"\] reference .*started", "RayTrainWorker"),
+    "extractor": (r"\] extractor .*started", "ray::extractor"),
+    "reference": (r"\] reference .*started", "ray::reference"),
     "generator": (r"\] generator .*started", "RayTrainWorker"),
     "images": (r"\] images .*started", "MapWorker"),
     "scores": (r"\] scores .*started", "MapWorker"),

@@ -13,6 +13,7 @@ from tests.faults.door import RUNS_WITHIN, Door, Tally, descendants, wait_for
 # What Ray calls the processes of Train, Data and Tune, and the stage that is under way.
 VICTIMS = {
     "train worker": (r"\] generator .*started", "RayTrainWorker"),
+    "training task": (r"\] extractor .*started", "ray::extractor"),
     "data actor": (r"\] images .*started", "MapWorker"),
     "trial": (r"quality .*done in", "ImplicitFunc"),
 }
