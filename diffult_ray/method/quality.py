@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Array = NDArray[np.float64]
 ENOUGH = 2  # samples a dimension under which a FID is too much a matter of their number to be trusted
-_BLOCK_NUMBERS = 2**23  # of a block of distances: 64 MiB
+_BLOCK_NUMBERS = 2**20  # of a block of pairs: 8 MiB, which caches hold
 
 
 class Moments:
@@ -229,12 +229,13 @@ def kid(
     if size == len(x) == len(y):
         subsets = 1  # the others would be the same
     rng = np.random.RandomState(seed)
-    found = np.empty(subsets)
-    for i in range(subsets):
-        a = x[rng.choice(len(x), size, replace=False)]
-        b = y[rng.choice(len(y), size, replace=False)]
-        within = sum(k.sum() - np.trace(k) for k in (_cubic(a, a), _cubic(b, b)))
-        found[i] = within / (size * (size - 1)) - 2 * _cubic(a, b).mean()
+    of_x, of_y = np.zeros((subsets, len(x))), np.zeros((subsets, len(y)))
+    for in_x, in_y in zip(of_x, of_y, strict=True):
+        in_x[rng.choice(len(x), size, replace=False)] = 1
+        in_y[rng.choice(len(y), size, replace=False)] = 1
+    within = _kernel_sums(x, x, of_x, of_x) - of_x @ _cubic(np.square(x).sum(axis=1) / x.shape[1])
+    within += _kernel_sums(y, y, of_y, of_y) - of_y @ _cubic(np.square(y).sum(axis=1) / y.shape[1])
+    found = within / (size * (size - 1)) - 2 * _kernel_sums(x, y, of_x, of_y) / size**2
     return float(found.mean()), float(found.std())
 
 
@@ -264,8 +265,23 @@ def precision_recall(
     return _covered(x, y, _radii(y, neighbours)), _covered(y, x, _radii(x, neighbours))
 
 
-def _cubic(a: Array, b: Array) -> Array:
-    kernel = a @ b.T / a.shape[1] + 1.0
+def _kernel_sums(a: Array, b: Array, of_a: Array, of_b: Array) -> Array:
+    """[subsets] the kernel summed over the pairs of each subset; each pair is computed once for all of them.
+
+    Args:
+        a: [m, d], b: [n, d].
+        of_a: [subsets, m], of_b: [subsets, n], 1 where a sample belongs to a subset, else 0.
+    """
+    found, step = np.zeros(len(of_a)), max(1, _BLOCK_NUMBERS // len(b))
+    for start in range(0, len(a), step):
+        rows = slice(start, start + step)
+        kernel = _cubic(a[rows] @ b.T / a.shape[1])
+        found += np.einsum("sn,sn->s", of_a[:, rows] @ kernel, of_b)
+    return found
+
+
+def _cubic(products: Array) -> Array:
+    kernel = products + 1.0
     return kernel * kernel * kernel  # a power would be a logarithm of every pair
 
 

@@ -22,10 +22,12 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import torch
 
 from diffult_ray import files
-from diffult_ray.stages import pool
+from diffult_ray.allotment import ALONE
+from diffult_ray.stages import SHARED, Order, pool, quality
 from tests.benchmarks.measure import tell
 from tests.machines import RAY, ROOT, Cluster, wait_for
 
@@ -59,7 +61,7 @@ def own_seconds(manifest: dict[str, Any], storage: Path) -> float:
     """What a stage computes, without the platform around it."""
     if "train_seconds" in manifest["summary"]:
         return manifest["summary"]["train_seconds"] or 0.0
-    bare = {"images": bare_images, "scores": bare_scores}.get(manifest["stage"])
+    bare = {"images": bare_images, "scores": bare_scores, "quality": bare_quality}.get(manifest["stage"])
     if bare is None:
         return manifest["seconds"] if manifest["stage"] == "split" else 0.0
     torch.set_num_threads(1)
@@ -84,9 +86,22 @@ def bare_images(manifest: dict[str, Any], inputs: dict[str, Path]) -> None:
 def bare_scores(manifest: dict[str, Any], inputs: dict[str, Path]) -> None:
     from diffult_ray.stages.scores import Scorer
 
-    target = {"config": manifest["config"], "extractor": inputs["extractor"], "split": inputs["split"]}
+    folders = {name: inputs[name] for name in ("extractor", "split")}
+    target = {"config": manifest["config"], "site": SHARED, **folders}
     rows = pool.read_pool(inputs["images"]).table.select(pool.IMAGE_SCHEMA.names)
     Scorer(target, torch.device("cpu"))(rows)
+
+
+def bare_quality(manifest: dict[str, Any], inputs: dict[str, Path]) -> None:
+    out = Path(tempfile.mkdtemp(prefix="dq-"))
+    order = Order(manifest["config"], inputs, out, out)
+    rows = quality._wanted(order)
+    measures = quality.Measures(rows, quality.Real(inputs["reference"], inputs["split"]))
+    measures.update(quality.MeasureRows(targets=[quality._target(order)], given=ALONE)(
+        rows.append_column("target", pa.array([0] * len(rows), type=pa.int64()))
+    ))  # fmt: skip
+    quality._finish(order, measures)
+    shutil.rmtree(out)
 
 
 def covered(intervals: Iterable[tuple[float, float]]) -> float:
