@@ -18,7 +18,7 @@ from diffult_ray.config import Experiment, Measure, Price, Tracking, Tune
 
 HEAD = """# Configuration
 
-Made by `python docs/configuration.py` from `diffult_ray/config.py`. Defaults are the paper's, or those
+Made by `python docs/configuration.py` from `diffult_ray/config`. Defaults are the paper's, or those
 of the public code it builds on, for CIFAR-LT; a sweep for another set states its own. `per stage`
 resources are `workers`, and `cpus` and `gpus` a worker.
 

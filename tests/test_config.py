@@ -297,7 +297,7 @@ def test_ten_thousand_trials_are_planned_in_seconds(tmp_path):
         "classifier.seed": {"grid": [0]},
     }
     (tmp_path / "large.yaml").write_text(yaml.safe_dump(digits))
-    environment = {**os.environ, "PYTHONPATH": str(Path(config.__file__).parents[1])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(config.__file__).parents[2])}
     command = [sys.executable, "-c", LARGE]
     out = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
     trials, stages, seconds, kilobytes = (float(v) for v in out.stdout.split())

@@ -16,7 +16,7 @@ from diffult_ray.config import METHODS, Experiment, Sweep
 from diffult_ray.plan import Plan, describe, make_plan
 from diffult_ray.store import Store
 
-ROOT = Path(config.__file__).parents[1]
+ROOT = Path(config.__file__).parents[2]
 TAIL = {"max_per_class": 20, "imbalance_factor": 5}
 
 

@@ -15,7 +15,7 @@ from diffult_ray import config, files, lease, store, storekeeper
 from diffult_ray.plan import Plan, make_plan
 from diffult_ray.store import Store
 
-ROOT = Path(config.__file__).parents[1]
+ROOT = Path(config.__file__).parents[2]
 
 
 def plan(name: str, **experiment) -> Plan:
