@@ -31,7 +31,7 @@ from diffult_ray.method.inception import identity as identity_of_weights
 # Raised when a stage's code changes what it makes of the same configuration and inputs.
 VERSIONS = {
     "split": 3, "extractor": 1, "reference": 1, "inception": 1, "generator": 1,
-    "images": 1, "scores": 2, "quality": 3, "classifier": 1,
+    "images": 2, "scores": 2, "quality": 4, "classifier": 1,
 }
 
 # Changes how fast a stage runs, not what it makes beyond rounding, or where the data lie: in no key.

@@ -211,6 +211,24 @@ def test_edms_guidance_extrapolates_the_denoiser():
         torch.testing.assert_close(got, torch.full_like(got, 0.5), rtol=0, atol=2e-3)
 
 
+def test_ddim_derives_the_noise_from_the_clipped_image():
+    """A network that aims beyond white: each step stays on the way from the noise to white itself."""
+    scheduler = make_scheduler("ddim", timesteps=T, steps=10)
+    noises = []
+
+    def aims_at(x, t, white):
+        signal = scheduler.alphas_cumprod[int(t[0])]
+        return (x - signal.sqrt() * white) / (1 - signal).sqrt()
+
+    def network(x, t, y):
+        noises.append(aims_at(x, t, 1.0))
+        return aims_at(x, t, 2.0)
+
+    assert draw(scheduler, n=2, denoise=network).eq(1).all()
+    for noise in noises[2:]:
+        torch.testing.assert_close(noise, noises[1], rtol=0, atol=1e-3)
+
+
 def test_guidance_is_the_extrapolation_from_the_null_class():
     asked = []
 

@@ -27,7 +27,8 @@ def make_scheduler(sampler: str, *, objective: str = "ddpm", timesteps: int | No
     - ddpm: ancestral sampling (ibid., algorithm 2). With as many steps as timesteps the variance is
       beta_t, as in the public CBDM code; with fewer, the posterior's, which is DDIM with eta 1 and
       stands few steps far better (Song et al., 2021, table 1).
-    - ddim: Song et al., 2021, eta 0.
+    - ddim: Song et al., 2021, eta 0. Predicted images are clipped to [-1, 1] and the noise is derived from
+      the clipped ones, as by Nichol and Dhariwal, 2021; without that a clipped step leaves its path.
     - dpmsolver++: DPM-Solver++ (2M), Lu et al., 2022.
 
     For objective `edm`, noise levels spaced as in Karras et al., 2022, equation 5 (rho 7), by one of
@@ -131,7 +132,7 @@ def sample(
     Raises:
         ValueError: for ancestral sampling without seeds.
     """
-    noises = _noises(scheduler, seeds)
+    options = _step_options(scheduler, seeds)
     scheduler.set_timesteps(scheduler.num_inference_steps)
     images = noise * scheduler.init_noise_sigma
     for t in scheduler.timesteps:
@@ -144,14 +145,16 @@ def sample(
             both = network(shown.repeat(2, 1, 1, 1), time.repeat(2), torch.cat([labels, nothing]))
             with_label, without = both.chunk(2)
             predicted = with_label + guidance * (with_label - without)
-        images = scheduler.step(predicted, t, images, **noises).prev_sample
+        images = scheduler.step(predicted, t, images, **options).prev_sample
     return images.clamp(-1, 1)
 
 
-def _noises(scheduler: Any, seeds: Sequence[int] | None) -> dict[str, Any]:
-    """What an ancestral scheduler's steps draw from: a generator an image, whatever its company."""
-    from diffusers import DDPMScheduler
+def _step_options(scheduler: Any, seeds: Sequence[int] | None) -> dict[str, Any]:
+    """Of an ancestral scheduler, what its steps draw from: a generator an image, whatever its company."""
+    from diffusers import DDIMScheduler, DDPMScheduler
 
+    if isinstance(scheduler, DDIMScheduler):
+        return {"use_clipped_model_output": True}
     if not isinstance(scheduler, DDPMScheduler):
         return {}
     if seeds is None:
