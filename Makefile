@@ -41,7 +41,7 @@ autoscaling: setup
 
 # Ratios of two things measured in turns, about twenty minutes on two idle cores: docs/BENCHMARKS.md.
 # CIFAR=DIR adds those on the real CIFAR-100.
-BENCHMARKS := unet scoring precision bench_batches plan
+BENCHMARKS := unet scoring kid precision bench_batches plan
 ON_CIFAR := epochs scaling
 
 bench: setup

@@ -233,8 +233,7 @@ def kid(
     for in_x, in_y in zip(of_x, of_y, strict=True):
         in_x[rng.choice(len(x), size, replace=False)] = 1
         in_y[rng.choice(len(y), size, replace=False)] = 1
-    within = _kernel_sums(x, x, of_x, of_x) - of_x @ _cubic(np.square(x).sum(axis=1) / x.shape[1])
-    within += _kernel_sums(y, y, of_y, of_y) - of_y @ _cubic(np.square(y).sum(axis=1) / y.shape[1])
+    within = _kernel_sums_within(x, of_x) + _kernel_sums_within(y, of_y)
     found = within / (size * (size - 1)) - 2 * _kernel_sums(x, y, of_x, of_y) / size**2
     return float(found.mean()), float(found.std())
 
@@ -272,11 +271,22 @@ def _kernel_sums(a: Array, b: Array, of_a: Array, of_b: Array) -> Array:
         a: [m, d], b: [n, d].
         of_a: [subsets, m], of_b: [subsets, n], 1 where a sample belongs to a subset, else 0.
     """
-    found, step = np.zeros(len(of_a)), max(1, _BLOCK_NUMBERS // len(b))
+    found, step = np.zeros(len(of_a)), max(1, _BLOCK_NUMBERS // max(1, len(b)))
     for start in range(0, len(a), step):
         rows = slice(start, start + step)
         kernel = _cubic(a[rows] @ b.T / a.shape[1])
         found += np.einsum("sn,sn->s", of_a[:, rows] @ kernel, of_b)
+    return found
+
+
+def _kernel_sums_within(a: Array, of_a: Array, rows: int = 512) -> Array:
+    """[subsets] the same over the pairs (i, j) and (j, i) of two different samples of one side."""
+    found = np.zeros(len(of_a))
+    for start in range(0, len(a), rows):
+        own, later = slice(start, start + rows), slice(start + rows, None)
+        found += _kernel_sums(a[own], a[own], of_a[:, own], of_a[:, own])
+        found -= of_a[:, own] @ _cubic(np.square(a[own]).sum(axis=1) / a.shape[1])
+        found += 2 * _kernel_sums(a[own], a[later], of_a[:, own], of_a[:, later])
     return found
 
 
