@@ -27,7 +27,7 @@ test: setup lint
 slow: setup
 	$(BIN)/python -m pytest -m slow
 
-# Kills, damage and outages during whole sweeps, about half an hour on two cores; the last line counts them.
+# Kills, damage and outages during whole sweeps, about an hour and a half on two cores; the last line counts them.
 faults: setup
 	$(BIN)/python -m pytest -m faults tests/faults
 
