@@ -150,7 +150,11 @@ def sample(
 
 
 def _step_options(scheduler: Any, seeds: Sequence[int] | None) -> dict[str, Any]:
-    """Of an ancestral scheduler, what its steps draw from: a generator an image, whatever its company."""
+    """What the steps of a scheduler are told beside the image.
+
+    DDIM's: to derive the noise from the clipped image. Ancestral ones: what they draw from, a generator an
+    image, whatever its company.
+    """
     from diffusers import DDIMScheduler, DDPMScheduler
 
     if isinstance(scheduler, DDIMScheduler):

@@ -185,7 +185,7 @@ def train(
 def _train_alone(
     loop: Loop, payload: Mapping[str, Any], *, resources: Any, work: Path, name: str, site: Site
 ) -> None:
-    """A group of one would need three processes more, whose start takes longer than a small training."""
+    """In a task: a Train group of one has three processes more, whose start outlasts a small training."""
     import ray
 
     task = ray.remote(_alone).options(

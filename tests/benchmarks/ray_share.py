@@ -2,9 +2,9 @@
 
     python tests/benchmarks/ray_share.py [--repeats 3]
 
-Whole stages in turns, on one worker of one CPU, with Ray started before: `ray` through a TorchTrainer or a
-Ray Data pipeline with a pool of actors, `plain` with their loops and mappers called in this process. What is
-between them is the start of processes, their imports, and what Ray does while they work.
+Whole stages in turns, on one worker of one CPU, with Ray started before: `ray` through a task that trains or
+a Ray Data pipeline with a pool of actors, `plain` with their loops and mappers called in this process. What
+is between them is the start of processes, their imports, and what Ray does while they work.
 """
 
 from __future__ import annotations
