@@ -10,11 +10,14 @@ import pytest
 
 from tests.faults.door import RUNS_WITHIN, Door, Tally, descendants, wait_for
 
-# What Ray calls the processes of Train, Data and Tune, and the stage that is under way.
+# What Ray calls the processes of a stage, and the line after which it is under way.
 VICTIMS = {
     "train worker": (r"\] generator .*started", "RayTrainWorker"),
     "training task": (r"\] extractor .*started", "ray::extractor"),
-    "data actor": (r"\] images .*started", "MapWorker"),
+    "training task of the reference": (r"\] reference .*started", "ray::reference"),
+    "data actor": (r"\] images .*started", "SampleRows"),
+    "data actor of the scores": (r"\] scores .*started", "ScoreRows"),
+    "data actor of the quality": (r"\] quality .*started", "MeasureRows"),
     "trial": (r"quality .*done in", "ImplicitFunc"),
 }
 
