@@ -102,6 +102,7 @@ class Measuring:
     tuned: bool
     compile: bool
     graphs: bool
+    in_tasks: bool
     weights: str | None
 
 
@@ -139,7 +140,7 @@ def reference(e: Experiment) -> Stage:
     """What measures, and nothing learns from it: Inception, or a classifier of the full balanced set."""
     if e.quality.network == "inception":
         weights, share = e.quality.inception_weights, e.resources.quality
-        own = (share.keep_memory, share.tuned, share.compile, share.graphs)
+        own = (share.keep_memory, share.tuned, share.compile, share.graphs, share.in_tasks)
         where = Measuring(share.workers, share.cpus, share.gpus, *own, weights)
         return Stage("inception", {"weights": identity_of_weights(weights)}, {"split": split(e)}, where)
     config = _reaching(e.quality.reference)

@@ -660,6 +660,11 @@ def test_a_range_of_workers_that_is_none(refused, most, rule):
     assert "resources.generator.max_workers" in told and rule in told and f"(got {most})" in told
 
 
+def test_tasks_that_would_leave_their_network_on_a_gpu(refused):
+    told = refused(SMALL, "resources.images.compute=tasks", "resources.images.gpus=1")
+    assert "resources.images.compute" in told and "actors" in told
+
+
 @pytest.mark.parametrize("missing", ["compile", "gpus"])
 def test_cuda_graphs_of_nothing(refused, missing):
     both = {"compile": "resources.images.compile=true", "gpus": "resources.images.gpus=1"}

@@ -180,6 +180,7 @@ TABLE: dict[str, Moves] = {
     **{f"resources.{s}.{k}": Moves(False) for s in STAGES for k in ("keep_memory", "tuned")},
     **{f"resources.{s}.compile": Moves(True) for s in STAGES},
     **{f"resources.{s}.graphs": Moves(True, where=compiled(s)) for s in STAGES},
+    **{f"resources.{s}.compute": Moves("actors") for s in ("images", "scores", "quality")},
     "resources.generator.accumulate": Moves(7),
     "resources.generator.max_workers": Moves(7),
 }

@@ -194,8 +194,10 @@ def test_the_pool_depends_neither_on_actors_nor_on_batches(cluster, experiment, 
     assert pool_of(build(two, other)).equals(expected)
 
 
-def test_a_killed_sampler_changes_nothing(cluster, experiment, store, tmp_path, monkeypatch):
-    stage = pipeline.images(experiment("generation.steps=60", "generation.sampler=ddim"))
+@pytest.mark.parametrize("compute", ["actors", "tasks"])
+def test_a_killed_sampler_changes_nothing(cluster, experiment, store, tmp_path, monkeypatch, compute):
+    slowly = ("generation.steps=60", "generation.sampler=ddim")
+    stage = pipeline.images(experiment(*slowly, f"resources.images.compute={compute}"))
     expected = pool_of(build(stage, store))
     other = Store(tmp_path)
     (tmp_path / "artifacts").mkdir()
@@ -205,7 +207,7 @@ def test_a_killed_sampler_changes_nothing(cluster, experiment, store, tmp_path, 
     thread = threading.Thread(target=build, args=(stage, other))
     thread.start()
     wait_for(lambda: list(other.work(stage).glob("*/parts/*.parquet")))
-    victims = wait_for(lambda: processes_called("MapWorker"))
+    victims = wait_for(lambda: processes_called("SampleRows"))
     for pid in victims:
         os.kill(pid, signal.SIGKILL)
     thread.join()

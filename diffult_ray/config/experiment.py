@@ -351,13 +351,33 @@ class GeneratorResources(StageResources):
         return self
 
 
+class PoolResources(StageResources):
+    """Maps rows in up to `workers` processes of Ray Data."""
+
+    compute: Literal["auto", "actors", "tasks"] = "auto"  # auto: actors with a GPU, tasks without
+
+    @property
+    def in_tasks(self) -> bool:
+        """Whether the processes are those of other stages' tasks, which have torch loaded."""
+        return self.compute == "tasks" or (self.compute == "auto" and not self.gpus)
+
+    @model_validator(mode="after")
+    def _leaves_gpus_to_actors(self) -> PoolResources:
+        if self.compute == "tasks" and self.gpus:
+            raise Rule(
+                "a task leaves its network on the GPU, an actor does not", "compute", value=self.compute,
+                advice="set it to actors, or drop it",
+            )
+        return self
+
+
 class Resources(Section):
     extractor: StageResources = StageResources()
     reference: StageResources = StageResources()
     generator: GeneratorResources = GeneratorResources()
-    images: StageResources = StageResources()
-    scores: StageResources = StageResources()
-    quality: StageResources = StageResources()
+    images: PoolResources = PoolResources()
+    scores: PoolResources = PoolResources()
+    quality: PoolResources = PoolResources()
     classifier: StageResources = StageResources()
 
 

@@ -1,14 +1,14 @@
-"""Ray Data around a class: a pool of actors that never takes the CPU of the reads in front of it.
+"""Ray Data around a class: processes that never take the CPU of the reads in front of them.
 
-One pipeline serves several orders, since starting its actors costs more than many a pool. Rows carry
-the number of their order in `target`.
+One pipeline serves several orders, since starting it costs more than many a pool. Rows carry the number
+of their order in `target`.
 """
 
 from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +20,19 @@ import pyarrow.parquet as pq
 from diffult_ray import files
 from diffult_ray.allotment import Allotment
 from diffult_ray.footprint import Footprint
-from diffult_ray.stages import Order, Site
+from diffult_ray.stages import Order, Site, held
 
-# An actor asks for a little less than its share, so that read tasks always find room beside it.
-ACTOR_SHARE = 0.9
+# A mapper asks for a little less than its share, so that read tasks always find room beside it.
+MAPPER_SHARE = 0.9
 IO_CPUS = 0.05
-# What an actor has in hand, and loses with its machine; a whole number of a sampler's batches.
+# What a mapper has in hand, and loses with its machine; a whole number of a sampler's batches.
 BLOCK_ROWS = 128
 
 
 def from_tables(tables: Sequence[pa.Table]) -> Any:
     """A data set of the n-th table's rows with `target` n, already in blocks.
 
-    A repartition would be tasks that want a whole CPU each, and wait for ever beside an actor pool.
+    A repartition would be tasks that want a whole CPU each, and wait for ever beside a pool of actors.
     """
     import ray.data
 
@@ -59,26 +59,39 @@ def from_parquet(folders: Sequence[str], system: Any, rows: int) -> Any:
     )
 
 
-def map_with_actors(
+def map_rows(
     dataset: Any, mapper: type, arguments: Mapping[str, Any], *, resources: Any, order: Order
 ) -> Any:
-    """`dataset` mapped in batches of pyarrow tables by a pool of `resources.workers` actors.
+    """`dataset` mapped in batches of pyarrow tables by up to `resources.workers` processes.
 
-    What an actor had in hand when it was killed is done again by another one.
+    What a process had in hand when it was killed is done again by another one. With a GPU they are actors.
+    On CPUs they are tasks, which Ray gives to processes that have torch loaded by then: an actor is always
+    a new one, whose imports take longer than many a pool.
 
     Args:
+        mapper: a class that is made of `arguments` and `given`, once a process, and called with tables.
         order: in whose work folder they note how much memory they take.
     """
     import ray.data
 
+    noting = _noting(mapper, Footprint(order.site, order.work))
+    arguments = {**arguments, "given": Allotment.of(resources)}
+    if resources.in_tasks:
+        how = {"compute": ray.data.TaskPoolStrategy(resources.workers)}
+        function = _kept_between_tasks(noting, arguments)
+    else:
+        function = noting
+        how = {
+            "compute": ray.data.ActorPoolStrategy(min_size=1, max_size=resources.workers),
+            "fn_constructor_kwargs": arguments,
+        }
     return dataset.map_batches(
-        _noting(mapper, Footprint(order.site, order.work)),
-        fn_constructor_kwargs={**arguments, "given": Allotment.of(resources)},
+        function,
         batch_size=BLOCK_ROWS,
         batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=resources.workers),
-        num_cpus=resources.cpus * ACTOR_SHARE,
+        num_cpus=resources.cpus * MAPPER_SHARE,
         num_gpus=resources.gpus or None,
+        **how,
     )
 
 
@@ -95,6 +108,17 @@ def _noting(mapper: type, footprint: Footprint) -> type:
     return Noting
 
 
+def _kept_between_tasks(mapper: type, arguments: Mapping[str, Any]) -> Callable[[pa.Table], pa.Table]:
+    """As a function, which makes its mapper in the first of a process's tasks of this pipeline."""
+    pipeline = uuid.uuid4().hex
+
+    def call(rows: pa.Table) -> pa.Table:
+        return held.get(pipeline, lambda: mapper(**arguments))(rows)
+
+    call.__name__ = call.__qualname__ = mapper.__name__
+    return call
+
+
 def by_target(rows: pa.Table) -> Iterator[tuple[int, pa.Table]]:
     """(target, its rows) of a batch, which may hold the end of one order and the start of the next."""
     for target in pc.unique(rows["target"]).to_pylist():
@@ -105,7 +129,7 @@ def count(dataset: Any, total: int, order: Order) -> float:
     """Run a data set whose rows say how much was `done`, and since when, telling progress on the way.
 
     Returns:
-        seconds since the first of them began, without the start of the actors.
+        seconds since the first of them began, without the start of the processes.
     """
     done, first = 0, time.time()
     for batch in dataset.iter_batches(batch_format="pyarrow", batch_size=None):
@@ -128,11 +152,11 @@ def tell(order: Order, done: int, total: int) -> None:
     order.site.publish_soon(order.work / "progress.json")
 
 
-# --- parts: what a pool of actors has finished, in files that are whole or not there ---
+# --- parts: what the processes have finished, in files that are whole or not there ---
 
 
 def write_part(site: Site, folder: str | Path, table: pa.Table) -> None:
-    """One more part of a site's folder; one that is written twice, after a killed actor, does no harm."""
+    """One more part of a site's folder; one that is written twice, after a killed process, does no harm."""
     sink, name = pa.BufferOutputStream(), f"{uuid.uuid4().hex}.parquet"
     pq.write_table(table, sink)
     files.write_bytes(site.here(folder) / name, sink.getvalue().to_pybytes())

@@ -1,4 +1,4 @@
-"""Generation: rows (id, label, seed) mapped to images by a pool of sampler actors, into parquet."""
+"""Generation: rows (id, label, seed) mapped to images by samplers in Ray Data, into parquet."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from diffult_ray.stages.dataflow import (
     by_target,
     count,
     from_tables,
-    map_with_actors,
+    map_rows,
     read_parts,
     without,
     write_part,
@@ -57,7 +57,7 @@ def build(orders: Sequence[Order], resources: Any) -> None:
     ]
     total, seconds = sum(rows.num_rows for rows in missing), 0.0
     if total:
-        data = map_with_actors(
+        data = map_rows(
             from_tables(missing), SampleRows, {"targets": [_target(o) for o in orders]},
             resources=resources, order=orders[0],
         )

@@ -12,7 +12,7 @@ import pyarrow as pa
 from diffult_ray import files
 from diffult_ray.allotment import Allotment
 from diffult_ray.stages import Order
-from diffult_ray.stages.dataflow import from_tables, map_with_actors, matrix, tell
+from diffult_ray.stages.dataflow import from_tables, map_rows, matrix, tell
 
 
 class FeatureRows:
@@ -39,7 +39,7 @@ def build(orders: Sequence[Order], resources: Any) -> None:
     """The features of the full balanced set, once for all generators of a split.
 
     Args:
-        resources: of the actors, and where the weights are, which is in no key.
+        resources: of the processes, and where the weights are, which is in no key.
 
     Raises:
         BadInput: for weights that cannot be had.
@@ -53,7 +53,7 @@ def build(orders: Sequence[Order], resources: Any) -> None:
     total = files.read_json(order.inputs["split"] / "split.json")["parts"]["balanced"]
     rows = from_tables([pa.table({"index": np.arange(total)})])
     target = {"split": str(order.inputs["split"]), "inception": str(order.out), "site": order.site}
-    measured = map_with_actors(rows, FeatureRows, {"target": target}, resources=resources, order=order)
+    measured = map_rows(rows, FeatureRows, {"target": target}, resources=resources, order=order)
     features = _gathered(measured, total, order)
     _write(features, order.out)
 

@@ -14,7 +14,7 @@ from diffult_ray import files
 from diffult_ray.allotment import Allotment
 from diffult_ray.errors import BadInput
 from diffult_ray.stages import Order, pool
-from diffult_ray.stages.dataflow import by_target, from_tables, map_with_actors, matrix, tell
+from diffult_ray.stages.dataflow import by_target, from_tables, map_rows, matrix, tell
 from diffult_ray.stages.sampler import Samplers
 
 SPLITS = 10  # of the inception score
@@ -184,7 +184,7 @@ def build(orders: Sequence[Order], resources: Any) -> None:
     """Streamed in float64 against the full balanced training set, 10 splits for IS."""
     wanted = [_wanted(order) for order in orders]
     targets = [_target(order) for order in orders]
-    measured = map_with_actors(
+    measured = map_rows(
         from_tables(wanted), MeasureRows, {"targets": targets}, resources=resources, order=orders[0]
     )
     places = [(order.inputs["reference"], order.inputs["split"]) for order in orders]

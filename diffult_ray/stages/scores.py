@@ -21,7 +21,7 @@ from diffult_ray.stages import Order, pool
 from diffult_ray.stages.dataflow import (
     count,
     from_parquet,
-    map_with_actors,
+    map_rows,
     read_parts,
     write_part,
 )
@@ -133,7 +133,7 @@ def build(orders: Sequence[Order], resources: Any) -> None:
         full = list({t["pool"]: None for t, size in zip(targets, sizes, strict=True) if size})
         _, system = orders[0].site.storage(pools[0])
         data = from_parquet(full, system, sum(sizes))
-        scored = map_with_actors(
+        scored = map_rows(
             data, ScoreRows, {"targets": targets}, resources=resources, order=orders[0]
         )
         count(scored, sum(sizes), orders[0])

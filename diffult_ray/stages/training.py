@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from diffult_ray import files
 from diffult_ray.allotment import ALONE, Allotment
 from diffult_ray.footprint import Footprint
-from diffult_ray.stages import SHARED, Site
+from diffult_ray.stages import SHARED, Site, held
 
 if TYPE_CHECKING:
     import torch
@@ -362,6 +362,7 @@ def run_here(
     from diffult_ray.method import device
 
     given = Allotment.of(resources)
+    held.drop()
     kept = site.fetch(work / "checkpoints")
 
     def report(folder: Path) -> None:

@@ -3,7 +3,7 @@
     python tests/benchmarks/ray_share.py [--repeats 3]
 
 Whole stages in turns, on one worker of one CPU, with Ray started before: `ray` through a task that trains or
-a Ray Data pipeline with a pool of actors, `plain` with their loops and mappers called in this process. What
+a Ray Data pipeline, `plain` with their loops and mappers called in this process. What
 is between them is the start of processes, their imports, and what Ray does while they work.
 """
 
@@ -46,7 +46,7 @@ def numbered(tables: Any) -> list[Any]:
 @contextmanager
 def without_ray() -> Iterator[None]:
     changes = [
-        (classifier, "train", here), (generator, "train", here), (images, "map_with_actors", mapped),
+        (classifier, "train", here), (generator, "train", here), (images, "map_rows", mapped),
         (images, "from_tables", numbered), (images, "count", lambda done, total, order: len(list(done))),
     ]
     with ExitStack() as stack:

@@ -18,9 +18,9 @@ STAGES = {
     "extractor": (r"\] extractor .*started", "ray::extractor"),
     "reference": (r"\] reference .*started", "ray::reference"),
     "generator": (r"\] generator .*started", "RayTrainWorker"),
-    "images": (r"\] images .*started", "MapWorker"),
-    "scores": (r"\] scores .*started", "MapWorker"),
-    "quality": (r"\] quality .*started", "MapWorker"),
+    "images": (r"\] images .*started", "SampleRows"),
+    "scores": (r"\] scores .*started", "ScoreRows"),
+    "quality": (r"\] quality .*started", "MeasureRows"),
     "classifier": (r"quality .*done in(.|\n)*scores|scores .*done in(.|\n)*quality", "ImplicitFunc"),
 }
 

@@ -15,9 +15,9 @@ VICTIMS = {
     "train worker": (r"\] generator .*started", "RayTrainWorker"),
     "training task": (r"\] extractor .*started", "ray::extractor"),
     "training task of the reference": (r"\] reference .*started", "ray::reference"),
-    "data actor": (r"\] images .*started", "SampleRows"),
-    "data actor of the scores": (r"\] scores .*started", "ScoreRows"),
-    "data actor of the quality": (r"\] quality .*started", "MeasureRows"),
+    "data actor": (r"\] images .*started", "MapWorker"),
+    "data task of the scores": (r"\] scores .*started", "ScoreRows"),
+    "data task of the quality": (r"\] quality .*started", "MeasureRows"),
     "trial": (r"quality .*done in", "ImplicitFunc"),
 }
 
