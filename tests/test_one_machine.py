@@ -55,6 +55,17 @@ class OneMachine:
             cwd=ROOT, env={**kept, **token}, capture_output=True, text=True, timeout=180,
         )  # fmt: skip
 
+    def told(self, what: str) -> list[dict]:
+        """What the head's state API lists."""
+        url = f"http://127.0.0.1:{self.state['ports']['dashboard']}/api/v0/{what}?limit=10000"
+        request = urllib.request.Request(url)
+        request.add_header("Authorization", f"Bearer {(self.folder / 'token').read_text()}")
+        return json.loads(urllib.request.urlopen(request, timeout=30).read())["data"]["result"]["result"]
+
+    def workers(self) -> set[str]:
+        """Ids of the nodes that are alive, but for the head."""
+        return {n["node_id"] for n in self.told("nodes") if n["state"] == "ALIVE" and not n["is_head_node"]}
+
     def counted(self) -> set[str]:
         """Our metrics on the endpoints of all nodes."""
         found: set[str] = set()
@@ -89,15 +100,31 @@ def test_a_request_is_set_against_what_the_autoscaler_may_start(machine):
     assert "3 workers x 1 CPUs = 3 CPUs, but" in large.stdout
 
 
+WORK = {  # of a stage: what Ray calls its tasks
+    "extractor": "extractor", "reference": "reference", "generator": "RayTrainWorker", "images": "SampleRows",
+    "scores": "ScoreRows", "quality": "MeasureRows", "classifier": "ImplicitFunc",
+}  # fmt: skip
+
+
 def test_a_sweep_grows_the_cluster_is_counted_and_is_fetched(machine, tmp_path):
     sweep = tmp_path / "tiny.yaml"
     sweep.write_text(TINY)
+    assert machine.workers() == set()
     started = machine.run("submit", "--no-wait", str(sweep), "tracking.enabled=false")
     assert started.returncode == 0, started.stdout + started.stderr
     report, seen, deadline = machine.storage / "sweeps/tiny/report.html", set(), time.monotonic() + 400
-    while not report.exists() and time.monotonic() < deadline:
+    came, counts = set(), [0]
+    while not (report.exists() and counts[-1] == 0) and time.monotonic() < deadline:
         seen |= machine.counted()
-        time.sleep(2)
+        up = machine.workers()
+        came |= up
+        counts += [len(up)] if len(up) != counts[-1] else []
+        time.sleep(1)
+    print("nodes over time:", counts)
+    assert max(counts) == 2 and counts[-1] == 0  # they came for the generator's two workers, and went
+    ran = {stage: {t["node_id"] for t in machine.told("tasks") if name in t["name"]}
+           for stage, name in WORK.items()}
+    assert all(nodes and nodes <= came for nodes in ran.values()), ran
     watched = machine.run("watch")
     assert report.exists() and "succeeded" in watched.stdout.lower(), watched.stdout + watched.stderr
     told = watched.stdout + watched.stderr
