@@ -32,7 +32,7 @@ experiment:
   generation: {per_class: 60, sampler: ddim, steps: 60, guidance: 0.5}
   classifier: {<<: *recipe, steps: 3000, synthetic_weight: 0.5}
   quality: {images: 200, reference: *recipe}
-  resources: {generator: {workers: 2, cpus: 0.5}}
+  resources: {generator: {workers: 2, cpus: 0.5}, scores: {compute: actors}}
 tracking: {enabled: false}
 search:
   classifier.seed: {grid: [0, 1, 2, 3]}
@@ -165,13 +165,13 @@ def test_of_a_pool_only_what_a_vanished_machine_had_in_hand_is_made_again(cluste
 
     wait_for(lambda: look() >= 4 or build.process.poll() is not None)
     assert build.process.poll() is None, build.process.stdout.read()
-    victim = next(m for m in machines if m.processes(TITLES[name]))
+    victim = wait_for(lambda: next((m for m in machines if m.processes(TITLES[name])), None))
     victim.vanish()
     wait_for(lambda: look() < 0 or build.process.poll() is not None)
     build.end()
     seeds = [seed for part in made.values() for seed in part]
     again = len(seeds) - len(set(seeds))
-    assert again <= 2 * rows, "an actor has a batch in hand, and one is on its way to it"
+    assert again <= 2 * rows, "a process has a batch in hand, and an actor one on its way to it"
     assert pq.read_table(build.folder / "pool").num_rows == build.summary["images"]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,10 @@ def _kept_between_tasks(mapper: type, arguments: Mapping[str, Any]) -> Callable[
     pipeline = uuid.uuid4().hex
 
     def call(rows: pa.Table) -> pa.Table:
-        return held.get(pipeline, lambda: mapper(**arguments))(rows)
+        from diffult_ray.method import device
+
+        make, resume = partial(mapper, **arguments), partial(device.prepare, arguments["given"])
+        return held.get(pipeline, make, resume)(rows)
 
     call.__name__ = call.__qualname__ = mapper.__name__
     return call

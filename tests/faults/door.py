@@ -30,7 +30,7 @@ experiment:
   classifier: {<<: *recipe, synthetic_weight: 0.5}
   quality: {images: 100, reference: *recipe}
   resources: {extractor: &half {cpus: 0.5}, reference: *half, generator: {workers: 2, cpus: 0.5},
-              images: {cpus: 0.5, compute: actors}, scores: *half, quality: *half}
+              images: *half, scores: {cpus: 0.5, compute: actors}, quality: *half}
   select: test
 baselines: [ce]
 search:

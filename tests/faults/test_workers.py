@@ -15,8 +15,8 @@ VICTIMS = {
     "train worker": (r"\] generator .*started", "RayTrainWorker"),
     "training task": (r"\] extractor .*started", "ray::extractor"),
     "training task of the reference": (r"\] reference .*started", "ray::reference"),
-    "data actor": (r"\] images .*started", "MapWorker"),
-    "data task of the scores": (r"\] scores .*started", "ScoreRows"),
+    "data task of the images": (r"\] images .*started", "SampleRows"),
+    "data actor": (r"\] scores .*started", "MapWorker"),
     "data task of the quality": (r"\] quality .*started", "MeasureRows"),
     "trial": (r"quality .*done in", "ImplicitFunc"),
 }
