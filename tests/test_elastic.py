@@ -96,15 +96,15 @@ def test_workers_with_uneven_shares_of_a_batch_train_what_one_does(cluster, star
 
 def test_a_drained_machines_checkpoint_is_written_before_it_goes(cluster, start, alone):
     """And the training ends on another machine, having lost what it did in a few seconds."""
-    first, notice = cluster.add(), 20
+    first, notice, task = cluster.add(), 20, "ray::generator"
     build = start("drained")
     wait_for(lambda: build.done > 50)
     second = cluster.add()
     before = max(build.checkpoints.values(), default=0.0)
     cluster.drain(first, notice)
     wait_for(lambda: max(build.checkpoints.values(), default=0.0) > before, notice)
-    assert first.processes("RayTrainWorker") and not second.processes("RayTrainWorker")
-    wait_for(lambda: second.processes("RayTrainWorker"))
+    assert first.processes(task) and not second.processes(task)
+    wait_for(lambda: second.processes(task))
     first.vanish()
     build.end()
     second.vanish()

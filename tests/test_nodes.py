@@ -153,7 +153,7 @@ def test_of_a_pool_only_what_a_vanished_machine_had_in_hand_is_made_again(cluste
     (folder / "sweep.yaml").write_text(SWEEP)
     build = Building(
         cluster, str(folder / "sweep.yaml"), folder / "s", name, f"resources.{name}.workers=2",
-        "extractor.steps=100", "generation.per_class=200", "resources.generator.workers=1",
+        "extractor.steps=100", "generation.per_class=120", "resources.generator.workers=1",
         "generator.steps=50", DIFFULT_TEST_ROWS=str(rows),
     )  # fmt: skip
 
@@ -167,7 +167,7 @@ def test_of_a_pool_only_what_a_vanished_machine_had_in_hand_is_made_again(cluste
     assert build.process.poll() is None, build.process.stdout.read()
     victim = wait_for(lambda: next((m for m in machines if m.processes(TITLES[name])), None))
     victim.vanish()
-    wait_for(lambda: look() < 0 or build.process.poll() is not None)
+    wait_for(lambda: look() < 0 or build.process.poll() is not None, 600)
     build.end()
     seeds = [seed for part in made.values() for seed in part]
     again = len(seeds) - len(set(seeds))
