@@ -4,6 +4,7 @@
     python -m tests.benchmarks.overhead trials       # 70 trials as a job: seconds a trial
     python -m tests.benchmarks.overhead arrival      # from a node's arrival to its first useful work
     python -m tests.benchmarks.overhead refusal      # until a request that never fits is refused
+    python -m tests.benchmarks.overhead imports      # processor time before a process can work, n = 5
 
 Each prints one JSON line. Own work is the time in which at least one stage or trial computes: a training
 loop by its own clock, a pool by what its rows take in this process afterwards, without Ray. All else counts
@@ -13,6 +14,7 @@ as overhead, the start of the job and the report included.
 from __future__ import annotations
 
 import argparse
+import resource
 import shutil
 import subprocess
 import sys
@@ -28,7 +30,7 @@ import torch
 from diffult_ray import files
 from diffult_ray.allotment import ALONE
 from diffult_ray.stages import SHARED, Order, pool, quality
-from tests.benchmarks.measure import tell
+from tests.benchmarks.measure import summary, tell
 from tests.machines import RAY, ROOT, Cluster, wait_for
 
 CPUS = 2
@@ -184,9 +186,30 @@ def refusal(cluster: Cluster, storage: Path) -> dict[str, Any]:
     return {"refusal_s": round(timed(refused), 1)}
 
 
+IMPORTS = {
+    "a worker of Ray": "import ray",
+    "a classifier": "import ray; import torch._dynamo; from diffult_ray.stages import classifier",
+    "a U-Net": "import ray; from diffusers import UNet2DModel; import torch._dynamo",
+    "a U-Net under Train": "import ray.train.torch; from diffusers import UNet2DModel; import torch._dynamo",
+}
+
+
+def imports(cluster: Cluster, storage: Path) -> dict[str, Any]:
+    """Of a process that only imports; torch._dynamo is what any optimizer imports."""
+    taken: dict[str, list[float]] = {name: [] for name in IMPORTS}
+    for _ in range(6):
+        for name, code in IMPORTS.items():
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
+            subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+            taken[name].append(spent)
+    return {"cpu_seconds": {name: summary(each[1:], 2) for name, each in taken.items()}}  # the disk is warm
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    benchmarks = {f.__name__: f for f in (sweep, trials, arrival, refusal)}
+    benchmarks = {f.__name__: f for f in (sweep, trials, arrival, refusal, imports)}
     parser.add_argument("benchmark", choices=benchmarks)
     name = parser.parse_args().benchmark
     folder = Path(tempfile.mkdtemp(prefix="do-"))
