@@ -102,7 +102,7 @@ def test_a_request_is_set_against_what_the_autoscaler_may_start(machine):
 
 WORK = {  # of a stage: what Ray calls its tasks
     "extractor": "extractor", "reference": "reference", "generator": "RayTrainWorker", "images": "SampleRows",
-    "scores": "ScoreRows", "quality": "MeasureRows", "classifier": "ImplicitFunc",
+    "scores": "ScoreRows", "quality": "MeasureRows", "classifier": "_trial.train",
 }  # fmt: skip
 
 

@@ -32,7 +32,8 @@ class Sampler:
         self.device = on
         self.facts = files.read_json(Path(folder) / "generator.json")
         self.guidance = generation["guidance"]
-        model = UNet2DModel.from_pretrained(Path(folder) / "unet", local_files_only=True)
+        unet = Path(folder) / "unet"
+        model = UNet2DModel.from_pretrained(unet, local_files_only=True, low_cpu_mem_usage=False)
         size = model.config.sample_size
         self.layout = device.memory_format(self.device, size, network="unet", trains=False)
         model = device.tuned(model, given, bf16_only=device.uses_bf16(self.device, "auto", size))
