@@ -94,18 +94,19 @@ def test_workers_with_uneven_shares_of_a_batch_train_what_one_does(cluster, star
     alike(alone, build.folder)
 
 
-def test_a_drained_machines_checkpoint_is_written_before_it_goes(cluster, start, alone):
+@pytest.mark.parametrize(("workers", "process"), [(1, "ray::generator"), (2, "RayTrainWorker")])
+def test_a_drained_machines_checkpoint_is_written_before_it_goes(cluster, start, alone, workers, process):
     """And the training ends on another machine, having lost what it did in a few seconds."""
-    first, notice, task = cluster.add(), 20, "ray::generator"
-    build = start("drained")
+    first, notice = cluster.add(cpus=workers), 20
+    build = start(f"drained{workers}", f"resources.generator.workers={workers}")
     wait_for(lambda: build.done > 50)
-    second = cluster.add()
+    second = cluster.add(cpus=workers)
     before = max(build.checkpoints.values(), default=0.0)
     cluster.drain(first, notice)
     wait_for(lambda: max(build.checkpoints.values(), default=0.0) > before, notice)
-    assert first.processes(task) and not second.processes(task)
-    wait_for(lambda: second.processes(task))
+    assert first.processes(process) and not second.processes(process)
     first.vanish()
+    wait_for(lambda: second.processes(process))
     build.end()
     second.vanish()
     alike(alone, build.folder)
