@@ -66,12 +66,12 @@ def run(
     trainable = tune.with_parameters(_trial, stages={k: t.stage for k, t in table.items()}, store=store)
     tuner = tune.Tuner(
         tune.with_resources(trainable, _request(each)),
-        param_space={"trial": tune.grid_search(list(table))},
+        param_space={"trial": tune.grid_search([{"key": t.key, "title": t.title} for t in trials])},
         tune_config=tune.TuneConfig(
             search_alg=queue,
             reuse_actors=each.workers == 1,
-            trial_name_creator=lambda t: _file_name(table[t.config["trial"]]),
-            trial_dirname_creator=lambda t: t.config["trial"],
+            trial_name_creator=_name,
+            trial_dirname_creator=_key,
         ),
         run_config=tune.RunConfig(
             name="trials",
@@ -107,7 +107,7 @@ def _fits(each: Any, capacity: Capacity) -> int:
 
 def _trial(config: dict[str, Any], *, stages: dict[str, Any], store: Store) -> None:
     """One Tune trial: its classifier, in this process or under a nested TorchTrainer."""
-    stage = stages[config["trial"]]
+    stage = stages[config["trial"]["key"]]
     found = store.locate(stage)
     try:
         artifact = found if found is not None else build_one(stage, store)
@@ -117,8 +117,17 @@ def _trial(config: dict[str, Any], *, stages: dict[str, Any], store: Store) -> N
         tune.report({"accuracy": artifact.summary["accuracy"]})
 
 
-def _file_name(trial: Trial) -> str:
-    return trial.title.replace(" ", ",").replace("/", "_")[:80]
+# Tune pickles these two into the state of every trial, which it writes again and again: one that refers to
+# all trials would take memory by the square of their number. So a trial's configuration holds its title.
+
+
+def _name(trial: Any) -> str:
+    """What Ray's dashboard calls it."""
+    return trial.config["trial"]["title"].replace(" ", ",").replace("/", "_")[:80]
+
+
+def _key(trial: Any) -> str:
+    return trial.config["trial"]["key"]
 
 
 class Queue(BasicVariantGenerator):
@@ -136,7 +145,7 @@ class Queue(BasicVariantGenerator):
             self._next = self._next or super().next_trial()
             if self._next is None:
                 return None
-            trial = self.table[self._next.config["trial"]]
+            trial = self.table[_key(self._next)]
             if self.purse.take([trial.stage]):
                 found, self._next = self._next, None
                 return found
@@ -218,12 +227,12 @@ class Watcher(tune.Callback):
         return {}
 
     def on_trial_complete(self, iteration, trials, trial, **info) -> None:
-        self._end(trial.config["trial"], trial.last_result.get("error"))
+        self._end(_key(trial), trial.last_result.get("error"))
 
     def on_trial_error(self, iteration, trials, trial, **info) -> None:
         if trial.status == "ERROR":
             error = trial.get_pickled_error() or trial.get_error()
-            self._end(trial.config["trial"], first_line(error) if error else "its process died")
+            self._end(_key(trial), first_line(error) if error else "its process died")
 
     def settle(self, error: str) -> None:
         """Whatever Tune has not told of has failed."""

@@ -280,7 +280,8 @@ def test_a_gpu_stage_never_runs_on_a_processor_and_the_reverse_is_a_choice(clust
         "resources.extractor.gpus=0.5",
     )  # fmt: skip
     (told,) = [line for line in build.end(code=1).splitlines() if "FAILED" in line]
-    assert "no GPUs found" in told and not build.store.find(build.stage)
+    assert "this stage was given 0.5 GPUs (CUDA_VISIBLE_DEVICES: 0), but torch sees none" in told
+    assert not build.store.find(build.stage)
     small = ("generator.steps=20", "resources.generator.workers=1", "resources.images.gpus=0.5")
     build = Building(cluster, str(sweep.file), folder / "b", "images", *small)
     (told,) = [line for line in build.end(code=1).splitlines() if "FAILED" in line]
