@@ -165,7 +165,6 @@ class Session:
         self._build_splits(records)
         foreseen.check((t for t in self.plan.trials if t.key not in records), self.store)
         self._check_measures(records)
-        self._write_definition()
         try:
             self._build(records, uri)
             self._disconnect()
@@ -362,12 +361,14 @@ class Session:
             f"sweep {self.plan.sweep.name}: {len(self.plan.trials)} trials, {len(records)} done; "
             f"{len(stored)} of {len(self.plan.stages)} stages stored"
         )
-        if uri is not None:
-            self._start_tracker(uri, stored, records)
-        if not missing:
-            return
         with interruption.deferred():  # at any instruction of Ray's it may crash
-            capacity = self._join()
+            # What does not fit is refused before anything of the sweep is written or logged.
+            capacity = self._join() if missing else None
+            self._write_definition()
+            if uri is not None:
+                self._start_tracker(uri, stored, records)
+            if capacity is None:
+                return
             self._count_reused(stored, records)
             failed = build.build_all(
                 stages, self.store, capacity, self.narrator, self._stage_built, self.purse

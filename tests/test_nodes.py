@@ -264,6 +264,7 @@ def test_a_request_that_can_never_fit_is_refused_with_its_sum(cluster, folder):
     out = Sweep(cluster, folder / "s").run("resources.generator.workers=5", code=3)
     assert "5 workers x 0.5 CPUs = 2.5 CPUs, but" in out
     assert "1 head x 0 + 1 node x 2 = 2 CPUs" in out
+    assert not (folder / "s/sweeps").exists()
 
 
 # --- GPUs: logical ones, on a machine without any ---

@@ -156,7 +156,7 @@ def arrival(cluster: Cluster, storage: Path) -> dict[str, Any]:
     )  # fmt: skip
 
     def progress() -> set[Path]:
-        return set((storage / "work").glob("classifier-*/progress.json"))
+        return set((storage / "work").glob("classifier-*/*/progress.json"))
 
     wait_for(progress, 300)
     node.vanish()
