@@ -1,11 +1,12 @@
 """What counts as a trial that is done."""
 
 import io
+from types import SimpleNamespace
 
 import pytest
 
 from diffult_ray import config, results
-from diffult_ray.plan import make_plan
+from diffult_ray.plan import Trial, make_plan
 from diffult_ray.progress import Narrator
 from diffult_ray.store import Store
 from tests.conftest import TINY
@@ -28,12 +29,16 @@ def watcher(plan, tmp_path):
     return watch, told, said, store
 
 
-def test_a_trial_that_ends_without_its_metric_has_failed(plan, tmp_path):
-    from types import SimpleNamespace
+def ended(trial: Trial, last_result: dict[str, str]) -> SimpleNamespace:
+    """Tune's trial, at its end."""
+    config = {"trial": {"key": trial.key, "title": trial.title}}
+    return SimpleNamespace(config=config, last_result=last_result)
 
+
+def test_a_trial_that_ends_without_its_metric_has_failed(plan, tmp_path):
     watch, told, said, store = watcher(plan, tmp_path)
     first = plan.trials[0]
-    watch.on_trial_complete(1, [], SimpleNamespace(config={"trial": first.key}, last_result={}))
+    watch.on_trial_complete(1, [], ended(first, last_result={}))
     assert told == {first.key: "ended without a metric"}
     assert f"trial 1/{len(plan.trials)} {first.title}: FAILED" in said.getvalue()
     record = results.record(first, store, told[first.key])
@@ -41,12 +46,10 @@ def test_a_trial_that_ends_without_its_metric_has_failed(plan, tmp_path):
 
 
 def test_a_trial_that_has_diverged_says_so(plan, tmp_path):
-    from types import SimpleNamespace
-
     watch, told, _, _ = watcher(plan, tmp_path)
     first = plan.trials[0]
     result = {"error": "the loss is not finite"}
-    watch.on_trial_complete(1, [], SimpleNamespace(config={"trial": first.key}, last_result=result))
+    watch.on_trial_complete(1, [], ended(first, last_result=result))
     assert told == {first.key: "the loss is not finite"}
 
 
