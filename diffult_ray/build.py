@@ -42,7 +42,7 @@ ATTEMPTS = 3  # of a job whose machines are lost under it
 
 @dataclass
 class Job:
-    """Stages that are built together: a generator and its prefixes, or pools that share their actors."""
+    """Stages that are built together: a generator and its prefixes, or pools that share a pipeline."""
 
     stages: list[Stage]
     started: float = 0.0

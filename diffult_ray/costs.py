@@ -33,7 +33,7 @@ GROUPS = {  # stages whose networks reach alike many FLOPs a second
 }
 SIMILAR = 8.0  # by how much the FLOPs of two networks may differ
 START = {"classifier": 1.0, "split": 0.0}  # seconds before the work begins, where none is stored
-OTHERS_START = 9.0  # of workers and actors, on two cores
+OTHERS_START = 9.0  # of other processes, on two cores
 
 
 @dataclass(frozen=True, eq=False)

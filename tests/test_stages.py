@@ -181,7 +181,7 @@ def pool_of(folder: Path):
     return pq.read_table(folder / "pool").sort_by([("label", "ascending"), ("id", "ascending")])
 
 
-def test_the_pool_depends_neither_on_actors_nor_on_batches(cluster, experiment, store, tmp_path, monkeypatch):
+def test_a_pool_depends_neither_on_workers_nor_on_batches(cluster, experiment, store, tmp_path, monkeypatch):
     stage = pipeline.images(experiment("resources.images.workers=1"))
     expected = pool_of(build(stage, store))
     other = Store(tmp_path)
