@@ -283,12 +283,11 @@ IN_THE_EXPERIMENT = {
         "got 1.5",
         "set it to 0, or raise generator.label_drop",
     ),
-    "a sampler of edm for ddpm": (
-        "generation: {sampler: heun}",
-        "experiment.generation.sampler",
-        "does not sample a generator of `objective: ddpm`",
-        "got 'heun'",
-        "take ddpm or ddim or dpmsolver++",
+    "a single step of heun": (
+        "generation: {sampler: heun, steps: 1}",
+        "experiment.generation.steps",
+        "must be 2 or more for `sampler: heun`",
+        "got 1",
     ),
     "a sampler of ddpm for edm": (
         "generator: {objective: edm}",
@@ -335,8 +334,8 @@ IN_A_SEARCH_OF_GENERATORS = {
                  "search.generator.label_drop: needs a null class"),
     "objective": ("{generator.objective: {grid: [ddpm, edm]}}",
                   "search.generator.objective: does not sample a generator of `objective: edm`"),
-    "sampler": ("{generation.sampler: {grid: [ddim, heun]}}",
-                "search.generation.sampler: does not sample a generator of `objective: ddpm`"),
+    "sampler": ("{generation.sampler: {grid: [ddim, heun]}, generation.steps: {grid: [1]}}",
+                "search.generation.steps: must be 2 or more for `sampler: heun` (got 1)"),
 }
 
 

@@ -36,9 +36,11 @@ def posterior_mean(x, signal, noise, means, weights, deviation):
 def ddpm_mixture(means, weights, deviation):
     """E[eps | x_t] of a mixture."""
     kept = torch.cumprod(1 - torch.linspace(1e-4, 0.02, T, dtype=torch.float64), 0)
+    levels = ((1 - kept) / kept).log().numpy()
 
     def network(x, t, y):
-        a = kept[t].view(-1, 1, 1, 1)
+        level = torch.from_numpy(np.interp(t.double().numpy(), np.arange(T), levels))  # heun asks in between
+        a = torch.sigmoid(-level).view(-1, 1, 1, 1)
         found = posterior_mean(x.double(), a.sqrt(), (1 - a).sqrt(), means, weights, deviation)
         return ((x - a.sqrt() * found) / (1 - a).sqrt()).to(x.dtype)
 
@@ -71,6 +73,7 @@ def draw(scheduler, n=250, guidance=0.0, denoise=None):
 GAUSSIAN = [  # objective, sampler, steps, tolerance
     ("ddpm", "ddim", 100, 0.015), ("ddpm", "ddim", 1000, 0.01),
     ("ddpm", "dpmsolver++", 12, 0.02), ("ddpm", "dpmsolver++", 30, 0.012),
+    ("ddpm", "heun", 18, 0.02), ("ddpm", "heun", 40, 0.01),
     ("edm", "heun", 18, 0.02), ("edm", "heun", 40, 0.01),
     ("edm", "dpmsolver++", 18, 0.02), ("edm", "dpmsolver++", 40, 0.01),
 ]
@@ -114,7 +117,7 @@ MIXTURE = [0.5, -0.3], [0.25, 0.75], 0.1  # means, weights, deviation
 
 
 @pytest.mark.parametrize(("objective", "sampler", "steps"), [
-    ("ddpm", "ddim", 100), ("ddpm", "dpmsolver++", 30), ("ddpm", "ddpm", 1000),
+    ("ddpm", "ddim", 100), ("ddpm", "dpmsolver++", 30), ("ddpm", "heun", 30), ("ddpm", "ddpm", 1000),
     ("edm", "heun", 30), ("edm", "dpmsolver++", 40),
 ])
 def test_samples_have_the_mixtures_parts(objective, sampler, steps):
@@ -246,7 +249,7 @@ def test_guidance_is_the_extrapolation_from_the_null_class():
 
 
 @pytest.mark.parametrize(("objective", "sampler"), [
-    ("ddpm", "dpmsolver++"), ("ddpm", "ddpm"), ("edm", "heun"), ("edm", "dpmsolver++"),
+    ("ddpm", "dpmsolver++"), ("ddpm", "ddpm"), ("ddpm", "heun"), ("edm", "heun"), ("edm", "dpmsolver++"),
 ])
 def test_a_scheduler_can_be_used_again(objective, sampler):
     exact = {"ddpm": ddpm_mixture, "edm": edm_mixture}[objective](*MIXTURE)
@@ -265,6 +268,13 @@ def test_an_unknown_sampler_is_named():
         make_scheduler("euler", timesteps=T, steps=5)
     with pytest.raises(ValueError, match="sampler is one of .*heun.* for edm, not 'ddim'"):
         make_scheduler("ddim", objective="edm", steps=5)
+
+
+@pytest.mark.parametrize("objective", ["ddpm", "edm"])
+def test_heun_takes_two_steps_or_more(objective):
+    assert len(make_scheduler("heun", objective=objective, timesteps=T, steps=2).timesteps) == 3
+    with pytest.raises(ValueError, match="heun takes 2 steps or more.*, not 1"):
+        make_scheduler("heun", objective=objective, timesteps=T, steps=1)
 
 
 def test_the_configuration_allows_the_samplers_that_there_are():

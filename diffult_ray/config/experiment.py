@@ -241,15 +241,25 @@ class Generator(Section):
         return self
 
 
-SAMPLERS = {"ddpm": ("ddpm", "ddim", "dpmsolver++"), "edm": ("heun", "dpmsolver++")}  # by objective
+SAMPLERS = {  # by objective
+    "ddpm": ("ddpm", "ddim", "dpmsolver++", "heun"),
+    "edm": ("heun", "dpmsolver++"),
+}
 
 
 class Generation(Section):
     per_class: Int = Field(500, ge=1)  # N_t
-    sampler: Literal["ddpm", "ddim", "dpmsolver++", "heun"] = "ddim"  # heun: edm's; ddpm, ddim: ddpm's
+    sampler: Literal["ddpm", "ddim", "dpmsolver++", "heun"] = "ddim"  # of edm: heun or dpmsolver++
     steps: Int = Field(100, ge=1)  # of the sampler; heun evaluates the network twice in each but the last
     guidance: Float = Field(1.5, ge=0)  # w in eps + w (eps - eps_null)
     seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _heun_goes_from_one_noise_level_to_another(self) -> Generation:
+        if self.sampler == "heun" and self.steps < 2:
+            rule = "must be 2 or more for `sampler: heun`"
+            raise Rule(rule, "steps", "sampler", value=self.steps, advice="raise it")
+        return self
 
 
 class Filter(Section):

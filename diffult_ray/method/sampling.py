@@ -11,7 +11,10 @@ import torch
 from diffult_ray.method.diffusion import SIGMA_DATA, edm_denoised, edm_input, edm_preconditioning
 from diffult_ray.seeds import stream
 
-SAMPLERS = {"ddpm": ("ddpm", "ddim", "dpmsolver++"), "edm": ("heun", "dpmsolver++")}  # by objective
+SAMPLERS = {  # by objective
+    "ddpm": ("ddpm", "ddim", "dpmsolver++", "heun"),
+    "edm": ("heun", "dpmsolver++"),
+}
 SIGMAS = (0.002, 80.0)  # of EDM: the last and the first noise level (Karras et al., 2022, table 1)
 
 Network = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -30,27 +33,32 @@ def make_scheduler(sampler: str, *, objective: str = "ddpm", timesteps: int | No
     - ddim: Song et al., 2021, eta 0. Predicted images are clipped to [-1, 1] and the noise is derived from
       the clipped ones, as by Nichol and Dhariwal, 2021; without that a clipped step leaves its path.
     - dpmsolver++: DPM-Solver++ (2M), Lu et al., 2022.
+    - heun: Karras et al., 2022, algorithm 1 without churn, at noise levels between those of the first and
+      the last timestep, spaced as for edm; the network is shown times between the timesteps. Predicted
+      images are clipped, as ddim's.
 
     For objective `edm`, noise levels spaced as in Karras et al., 2022, equation 5 (rho 7), by one of
 
-    - heun: their algorithm 1, which is deterministic.
+    - heun: as above, without clipping.
     - dpmsolver++: as above, at these noise levels.
 
     Args:
         timesteps: T of a ddpm generator.
 
     Raises:
-        ValueError: if the objective is unknown, or is not sampled so.
+        ValueError: if the objective is unknown, or is not sampled so; for heun in fewer than 2 steps.
     """
     if sampler not in SAMPLERS.get(objective, ()):
         raise ValueError(f"sampler is one of {SAMPLERS.get(objective)} for {objective}, not {sampler!r}")
+    if sampler == "heun" and steps < 2:
+        raise ValueError(f"heun takes 2 steps or more, from the first noise level to the last, not {steps}")
     scheduler = _edm_scheduler(sampler) if objective == "edm" else _ddpm_scheduler(sampler, timesteps, steps)
     scheduler.set_timesteps(steps)
     return scheduler
 
 
 def _ddpm_scheduler(sampler: str, timesteps: int | None, steps: int) -> Any:
-    from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
+    from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, HeunDiscreteScheduler
 
     common = {"num_train_timesteps": timesteps, "beta_start": 1e-4, "beta_end": 0.02}
     if sampler == "ddpm":
@@ -58,6 +66,10 @@ def _ddpm_scheduler(sampler: str, timesteps: int | None, steps: int) -> Any:
         return DDPMScheduler(**common, timestep_spacing="trailing", variance_type=variance)
     if sampler == "ddim":
         return DDIMScheduler(**common, timestep_spacing="trailing")
+    if sampler == "heun":
+        return HeunDiscreteScheduler(
+            **common, beta_schedule="linear", use_karras_sigmas=True, clip_sample=True
+        )
     # Steps even in log-SNR, as the paper has them. diffusers' default, even in time, leaves the
     # last 1/steps of the way to one step, which takes variance away (tests/test_sampling.py).
     return DPMSolverMultistepScheduler(**common, use_lu_lambdas=True)

@@ -33,7 +33,7 @@ from diffult_ray.store import Store
 
 CASES = (
     ("ddpm", 1000), ("ddim", 100), ("ddim", 50), ("dpmsolver++", 30), ("dpmsolver++", 20),
-    ("dpmsolver++", 12), ("dpmsolver++", 10), ("dpmsolver++", 6),
+    ("dpmsolver++", 12), ("dpmsolver++", 10), ("dpmsolver++", 6), ("heun", 18), ("heun", 10), ("heun", 6),
 )
 WITHIN = 1.02
 
