@@ -110,8 +110,8 @@ def main() -> None:
     for case, values in taken.items():
         quicker = [a / b for a, b in zip(slowest, values["seconds"], strict=True)]
         tell(
-            "samplers", packages=("torch", "diffusers"), sampler=case[0], steps=case[1],
-            images=given.images, fid=summary(values["fid"]),
+            f"sampler, guidance {given.guidance:g}", packages=("torch", "diffusers"),
+            sampler=case[0], steps=case[1], images=given.images, fid=summary(values["fid"]),
             milliseconds_an_image=summary([1000 * s for s in values["seconds"]]),
             times_ddpm=summary(quicker, 1), default=case == default,
         )
