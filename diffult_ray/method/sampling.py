@@ -67,9 +67,7 @@ def _ddpm_scheduler(sampler: str, timesteps: int | None, steps: int) -> Any:
     if sampler == "ddim":
         return DDIMScheduler(**common, timestep_spacing="trailing")
     if sampler == "heun":
-        return HeunDiscreteScheduler(
-            **common, beta_schedule="linear", use_karras_sigmas=True, clip_sample=True
-        )
+        return HeunDiscreteScheduler(**common, use_karras_sigmas=True, clip_sample=True)
     # Steps even in log-SNR, as the paper has them. diffusers' default, even in time, leaves the
     # last 1/steps of the way to one step, which takes variance away (tests/test_sampling.py).
     return DPMSolverMultistepScheduler(**common, use_lu_lambdas=True)

@@ -84,13 +84,18 @@ def chosen(taken: dict[Any, Any]) -> Any:
 def draw(taken: dict[Any, Any], path: Path) -> None:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6, 4), layout="constrained")
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
-    for (name, steps), values in taken.items():
-        seconds, fid = 1000 * statistics.median(values["seconds"]), statistics.mean(values["fid"])
-        axes.errorbar(seconds, fid, yerr=np.std(values["fid"], ddof=1), fmt="o", color="C0")
-        axes.annotate(f"{name} {steps}", (seconds, fid), xytext=(5, 5), textcoords="offset points")
-    axes.set(xscale="log", xlabel="milliseconds an image", ylabel="FID (reference network)")
+    for name in dict.fromkeys(name for name, _ in taken):
+        own = {steps: values for (sampler, steps), values in taken.items() if sampler == name}
+        milliseconds = [1000 * statistics.median(values["seconds"]) for values in own.values()]
+        fids = [statistics.mean(values["fid"]) for values in own.values()]
+        spread = [statistics.stdev(values["fid"]) for values in own.values()]
+        axes.errorbar(milliseconds, fids, yerr=spread, fmt="o-", linewidth=1, capsize=2, label=name)
+        for steps, x, y in zip(own, milliseconds, fids, strict=True):
+            axes.annotate(str(steps), (x, y), xytext=(4, 5), textcoords="offset points", fontsize=8)
+    axes.set(xscale="log", yscale="log", xlabel="milliseconds an image", ylabel="FID (reference network)")
+    axes.legend(title="sampler, by its steps")
     figure.savefig(path, dpi=120)
 
 
