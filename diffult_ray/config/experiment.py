@@ -249,8 +249,8 @@ SAMPLERS = {  # by objective
 
 class Generation(Section):
     per_class: Int = Field(500, ge=1)  # N_t
-    sampler: Literal["ddpm", "ddim", "dpmsolver++", "heun"] = "ddim"  # of edm: heun or dpmsolver++
-    steps: Int = Field(100, ge=1)  # of the sampler; heun evaluates the network twice in each but the last
+    sampler: Literal["ddpm", "ddim", "dpmsolver++", "heun"] = "heun"  # of edm: heun or dpmsolver++
+    steps: Int = Field(10, ge=1)  # of the sampler; heun evaluates the network twice in each but the last
     guidance: Float = Field(1.5, ge=0)  # w in eps + w (eps - eps_null)
     seed: Seed = 0
 
