@@ -1,6 +1,6 @@
 """Loss curves with and without each optimisation, beside what another seed does to them.
 
-    python tests/benchmarks/curves.py --root DIR [--seeds 3] [--figure FILE.png]
+    python tests/benchmarks/curves.py --root DIR [--seeds 3] [--only SWITCH ...] [--figure FILE.png]
 
 CIFAR100-LT (imbalance factor 100) in DIR. The generator (a U-Net of 32-64 channels with attention at 16x16
 and the regulariser, batch 32) and the classifier (ResNet-32, batch 128), each with what its defaults pick,
@@ -105,6 +105,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--root", required=True)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--only", nargs="+", metavar="SWITCH", help="such as 'precision: bf16'")
     parser.add_argument("--figure", type=Path)
     given = parser.parse_args()
     found: dict[str, dict[str, np.ndarray]] = {}
@@ -117,6 +118,7 @@ def main() -> None:
                     for seed in range(given.seeds)
                 ])
                 for name, switch in switches.items()
+                if name == USUAL or given.only is None or name in given.only
             }
             usual = found[stage][USUAL]
             seeds = root_mean_square(list(itertools.combinations(usual, 2)))

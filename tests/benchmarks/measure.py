@@ -98,10 +98,12 @@ def tell(benchmark: str, *, packages: Sequence[str] = ("torch",), **facts: Any) 
 
 
 def hardware() -> str:
-    """The processor as Linux names it, its usable cores, and the GPU where torch sees one."""
+    """The processor as Linux names it, its instructions, usable cores, and the GPU where torch sees one."""
     import torch
 
-    told = f"{_processor()}, {len(os.sched_getaffinity(0))} cores"
+    bf16 = " with bf16" if torch.cpu._is_avx512_bf16_supported() else ""
+    instructions = torch.backends.cpu.get_cpu_capability() + bf16
+    told = f"{_processor()} ({instructions}), {len(os.sched_getaffinity(0))} cores"
     return f"{told}, {torch.cuda.get_device_name()}" if torch.cuda.is_available() else f"{told}, no GPU"
 
 
