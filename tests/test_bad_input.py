@@ -290,7 +290,7 @@ IN_THE_EXPERIMENT = {
         "got 1",
     ),
     "a sampler of ddpm for edm": (
-        "generator: {objective: edm}",
+        "generator: {objective: edm}\n  generation: {sampler: ddim}",
         "experiment.generation.sampler",
         "does not sample a generator of `objective: edm`",
         "got 'ddim'",
