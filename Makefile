@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test slow faults clusters autoscaling bench lint setup lock clean
+.PHONY: demo test slow faults clusters autoscaling gpu bench lint setup lock clean
 
 setup: .venv/.ready
 
@@ -22,7 +22,7 @@ demo: setup
 	$(BIN)/python -m diffult_ray.sweep digits
 
 test: setup lint
-	$(BIN)/python -m pytest -m "not slow and not faults and not cluster and not autoscaling"
+	$(BIN)/python -m pytest -m "not slow and not faults and not cluster and not autoscaling and not gpu"
 
 slow: setup
 	$(BIN)/python -m pytest -m slow
@@ -38,6 +38,10 @@ clusters: setup
 # A cluster of several nodes on this machine that grows and shrinks; not part of .ci/run.
 autoscaling: setup
 	$(BIN)/python -m pytest -m autoscaling
+
+# Every path of a GPU against the CPU, on a machine that has one; not part of .ci/run.
+gpu: setup
+	$(BIN)/python -m pytest -m gpu tests/gpu
 
 # Ratios of two things measured in turns, about twenty minutes on two idle cores: docs/BENCHMARKS.md.
 # CIFAR=DIR adds those on the real CIFAR-100.

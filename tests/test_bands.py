@@ -304,22 +304,3 @@ def test_draws_of_the_same_distribution_have_about_the_expected_share():
 def test_another_sample_needs_two():
     with pytest.raises(ValueError, match="two samples"):
         nearest_other(torch.ones(1, 2))
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("to", ["centre", "nearest"])
-def test_a_gpu_gives_the_same(to):
-    (real, real_labels), (fake, labels) = sample([30, 12, 1]), sample([5, 5, 5], seed=1)
-
-    def scored(device):
-        known, classes = real.to(device), real_labels.to(device)
-        statistics = class_statistics(known, classes, 3, normalise=True, scope="class")
-        got = distances(
-            fake.to(device), labels.to(device), statistics,
-            to=to, real_features=known, real_labels=classes,
-        )
-        return got, keep(got, band(got), bands=("AID",))
-
-    for cpu, gpu in zip(scored("cpu"), scored("cuda"), strict=True):
-        assert gpu.device.type == "cuda"
-        torch.testing.assert_close(gpu.cpu(), cpu)

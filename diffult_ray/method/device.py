@@ -43,7 +43,7 @@ def compiled(model: torch.nn.Module, given: Allotment) -> torch.nn.Module:
     """
     if not given.compile:
         return model
-    return torch.compile(model, mode="reduce-overhead" if given.graphs else None)
+    return torch.compile(model, mode="reduce-overhead" if given.graphs else None, dynamic=False)
 
 
 def images_at_once(unet: torch.nn.Module, device: torch.device, given: Allotment, *, guided: bool) -> int:

@@ -136,7 +136,7 @@ class Objective:
         conditions = None
         if self.config["augment"] > 0:
             conditions = draw_conditions(n, shape[-1], self.config["augment"], rng)
-        dropped = coin.to(device).expand(n)
+        dropped = coin.to(device, non_blocking=True).expand(n)
         labels = classes.masked_fill(dropped, self.null)
         return Draw(labels, classes, dropped, levels, noise, others, conditions)
 

@@ -147,7 +147,7 @@ def sample(
     images = noise * scheduler.init_noise_sigma
     for t in scheduler.timesteps:
         shown = scheduler.scale_model_input(images, t)
-        time = t.to(images.device).expand(len(images))
+        time = t.to(images.device, non_blocking=True).expand(len(images))
         if guidance == 0:
             predicted = network(shown, time, labels)
         else:

@@ -303,7 +303,7 @@ def _loop(run: Run, payload: Mapping[str, Any]) -> None:
     for step in range(first, total):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, total, config)
-        index = plan.indices(step).to(run.device)
+        index = plan.indices(step).to(run.device, non_blocking=True)
         drawn = _batch_draws(config, split, step, run.device).only(plan.rows(step))
         x = augment(images(step), drawn, padding=config["crop_padding"], cutout=config["cutout"])
         mixing = objective.mixing(seed, step, batch)

@@ -160,7 +160,7 @@ class MemoryFeed(Feed):
         self.images, self.plan, self.device = images.to(device), plan, device
 
     def __call__(self, step: int) -> torch.Tensor:
-        index = self.plan.chosen(step).to(self.device)
+        index = self.plan.chosen(step).to(self.device, non_blocking=True)
         # index_select copies whole images, where images[index] gathers pixel by pixel on a processor.
         return self.images.index_select(0, index)
 

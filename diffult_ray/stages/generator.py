@@ -82,7 +82,7 @@ def _loop(run: Run, payload: Mapping[str, Any]) -> None:
     for step in range(first, total):
         for group in optimizer.param_groups:
             group["lr"] = config["learning_rate"] * min(1.0, (step + 1) / max(1, config["warmup_steps"]))
-        index = chosen(step).to(run.device)
+        index = chosen(step).to(run.device, non_blocking=True)
         rng = generator(seed, "diffusion", step, device=run.device)
         mirrored = draw(batch, rng, flip=config["flip"]).only(mine)
         x = augment(images(step), mirrored).float() / 127.5 - 1

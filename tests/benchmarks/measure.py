@@ -39,7 +39,7 @@ def alternately_apart(
         makers: make a variant in its process, and set threads and memory there; picklable.
 
     Returns:
-        Seconds of each call, and the peak resident memory of each process in MiB.
+        Seconds of each call, and the peak memory of each process in MiB: that of a GPU if it uses one.
     """
     context = multiprocessing.get_context("spawn")
     pipes, processes = {}, []
@@ -69,7 +69,32 @@ def _wait_for_turns(make: Callable[[], Callable[[], object]], pipe: Connection) 
         start = time.perf_counter()
         call()
         pipe.send(time.perf_counter() - start)
-    pipe.send(round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
+    pipe.send(_peak_mib())
+
+
+def _peak_mib() -> int:
+    """Of tensors on the GPU where this process uses one, else of its memory."""
+    import torch
+
+    if torch.cuda.is_initialized():
+        return round(torch.cuda.max_memory_reserved() / 2**20)
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+def bf16_matrix_rate(side: int = 8192, products: int = 20) -> float:
+    """FLOPs a second of square bf16 matrix products on the GPU, the median of several, of random numbers."""
+    import torch
+
+    a, b = (torch.randn(side, side, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    seconds = []
+    for turn in range(products + 3):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        torch.matmul(a, b)
+        torch.cuda.synchronize()
+        if turn >= 3:
+            seconds.append(time.perf_counter() - start)
+    return 2 * side**3 / statistics.median(seconds)
 
 
 def ratios(seconds: Mapping[str, Sequence[float]], base: str) -> dict[str, dict[str, float]]:

@@ -1,21 +1,28 @@
 """The paper's U-Net (35.7 M) as this package runs it, against plain PyTorch, in turns, each in its process.
 
     python tests/benchmarks/unet.py [--repeats 7] [--batch 16] [--threads 2] [--only CASE]
+                                    [--gpu [--inner 20] [--compile] [--graphs]] [--public DIR]
 
 Reference: eager float32 in contiguous NCHW as the public CBDM code runs it: one forward pass for DDPM, two
-for the regulariser, Adam, gradient clipping, and an average kept by a loop over the parameters. Ours: what
-the generator stage and the sampler do on this device. One JSON line a case with images a second and ratio.
+for the regulariser, Adam, gradient clipping, and an average kept by a loop over the parameters. With
+`--public DIR`, a copy of that code (github.com/qym7/CBDM-pytorch), its own network and trainer take turns
+too, whose batch goes without label and regulariser one time in ten. Ours: what the generator stage and the
+sampler do on this device, with `resources.STAGE.compile` and `.graphs` as given. One JSON line a case with
+images a second and ratio; on a GPU also which part of the measured bf16 matrix rate the step reaches.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from diffusers.training_utils import EMAModel
-from measure import alternately_apart, ratios, summary, tell
+from measure import alternately_apart, bf16_matrix_rate, ratios, summary, tell
+from torch.utils.flop_counter import FlopCounterMode
 
 from diffult_ray.allotment import Allotment
 from diffult_ray.config import Generator
@@ -27,13 +34,16 @@ from diffult_ray.models.dropout import Dropout
 from diffult_ray.models.unet import unet_preset
 
 SIZE, COLOURS, CLASSES, TIMESTEPS = 32, 3, 100, 1000
-CPU = torch.device("cpu")
-GIVEN = Allotment(cpus=2)
+Step = Callable[[], None]
 
 
 def network() -> torch.nn.Module:
     torch.manual_seed(0)
     return build_unet(image_size=SIZE, image_channels=COLOURS, num_classes=CLASSES, **unet_preset(SIZE))
+
+
+def pictures(batch: int, on: torch.device) -> torch.Tensor:
+    return torch.randint(0, 256, (batch, COLOURS, SIZE, SIZE), device=on).float() / 127.5 - 1
 
 
 def plain_network() -> torch.nn.Module:
@@ -46,21 +56,22 @@ def plain_network() -> torch.nn.Module:
     return model
 
 
-def plain_step(batch: int, tau: float) -> Callable[[], None]:
+def plain_step(given: Allotment, on: torch.device, batch: int, tau: float) -> Step:
     """A training step of the reference; `tau` above 0 adds the regulariser."""
-    model, average = plain_network(), network()
+    model, average = plain_network().to(on), network().to(on)
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-4)
     noising = make_noise_scheduler(TIMESTEPS)
-    images = torch.randint(0, 256, (batch, COLOURS, SIZE, SIZE)).float() / 127.5 - 1
+    images = pictures(batch, on)
+    numbers = partial(torch.randint, 0, size=(batch,), device=on)
 
     def step() -> None:
-        times, labels = torch.randint(0, TIMESTEPS, (batch,)), torch.randint(0, CLASSES, (batch,))
+        times, labels = numbers(high=TIMESTEPS), numbers(high=CLASSES)
         noise = torch.randn_like(images)
         noisy = noising.add_noise(images, noise, times)
         predicted = model(noisy, times, labels).sample
         losses = (predicted - noise).square().mean(dim=(1, 2, 3))
         if tau > 0:
-            other = model(noisy, times, torch.randint(0, CLASSES, (batch,))).sample
+            other = model(noisy, times, numbers(high=CLASSES)).sample
             losses = losses + cbdm_regulariser(predicted, other, times, tau=tau, total_timesteps=TIMESTEPS)
         optimizer.zero_grad()
         losses.mean().backward()
@@ -73,91 +84,180 @@ def plain_step(batch: int, tau: float) -> Callable[[], None]:
     return step
 
 
-def own_step(batch: int, tau: float) -> Callable[[], None]:
+def own_step(given: Allotment, on: torch.device, batch: int, tau: float) -> Step:
     """A training step of the generator stage, its images at hand."""
     regulariser = {"regulariser": "cbdm", "tau": tau} if tau > 0 else {}
     section = Generator(**unet_preset(SIZE), batch_size=batch, label_drop=0.0, **regulariser)
     config = {**section.model_dump(mode="json"), "seed": 0}
-    layout = device.memory_format(CPU, SIZE, network="unet")
-    model = device.tuned(network(), GIVEN).to(memory_format=layout)
+    layout = device.memory_format(on, SIZE, network="unet")
+    model = device.tuned(network(), given).to(on, memory_format=layout)
+    wrapped, parameters = device.compiled(model, given), list(model.parameters())
     average = EMAModel(model.parameters(), decay=config["ema"], foreach=True)
-    optimizer = torch.optim.Adam(model.parameters(), lr=config["learning_rate"], fused=True)
-    objective = Objective(config, torch.full((CLASSES,), 10))
-    images = torch.randint(0, 256, (batch, COLOURS, SIZE, SIZE)).float() / 127.5 - 1
-    rng, coins = torch.Generator().manual_seed(0), torch.Generator().manual_seed(1)
+    optimizer = torch.optim.Adam(parameters, lr=config["learning_rate"], fused=True)
+    objective = Objective(config, torch.full((CLASSES,), 10, device=on))
+    images = pictures(batch, on)
+    rng, coins = torch.Generator(on).manual_seed(0), torch.Generator().manual_seed(1)
 
     def shown(x: torch.Tensor, times: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return model(x.contiguous(memory_format=layout), times, labels).sample.float()
+        return wrapped(x.contiguous(memory_format=layout), times, labels).sample.float()
 
     def step() -> None:
-        drawn = objective.draw(torch.randint(0, CLASSES, (batch,)), images.shape[1:], rng, coins)
-        with device.autocast(CPU, config["precision"], SIZE):
+        labels = torch.randint(0, CLASSES, (batch,)).to(on, non_blocking=True)
+        drawn = objective.draw(labels, images.shape[1:], rng, coins)
+        with device.autocast(on, config["precision"], SIZE):
             losses = objective.losses(shown, images, drawn)
         optimizer.zero_grad(set_to_none=True)
         losses.mean().backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), config["gradient_clip"], foreach=True)
+        torch.nn.utils.clip_grad_norm_(parameters, config["gradient_clip"], foreach=True)
         optimizer.step()
-        average.step(model.parameters())
+        average.step(parameters)
 
     return step
 
 
-def plain_evaluation(batch: int) -> Callable[[], None]:
+def public_step(folder: str, given: Allotment, on: torch.device, batch: int, tau: float) -> Step:
+    """A training step of the public code's network, trainer and average."""
+    sys.path.insert(0, folder)
+    from diffusion import GaussianDiffusionTrainer
+
+    model, average = public_network(folder).to(on), public_network(folder).to(on)
+    optimizer = torch.optim.Adam(model.parameters(), lr=2e-4)
+    trainer = GaussianDiffusionTrainer(
+        model, 1e-4, 0.02, TIMESTEPS, None, CLASSES, False, tau > 0, tau, torch.full((CLASSES,), 0.01), True
+    ).to(on)
+    images, labels = pictures(batch, on), torch.randint(0, CLASSES, (batch,), device=on)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        ddpm, regulariser = trainer(images, labels)
+        ddpm, regulariser = ddpm.mean(), regulariser.mean()
+        loss = ddpm + regulariser if tau > 0 and regulariser > 0 else ddpm
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        kept, own = average.state_dict(), model.state_dict()
+        for name in own:
+            kept[name].data.copy_(kept[name].data * 0.9999 + own[name].data * 0.0001)
+
+    return step
+
+
+def public_network(folder: str) -> torch.nn.Module:
+    sys.path.insert(0, folder)
+    from model.model import UNet
+
+    torch.manual_seed(0)
+    return UNet(
+        T=TIMESTEPS, ch=128, ch_mult=[1, 2, 2, 2], attn=[1], num_res_blocks=2, dropout=0.1, cond=True,
+        augm=False, num_class=CLASSES,
+    )
+
+
+def plain_evaluation(given: Allotment, on: torch.device, batch: int) -> Step:
     """One evaluation of the network in sampling."""
-    return _evaluation(network().eval(), batch, torch.contiguous_format, "float32")
+    return _evaluation(network().eval().to(on), on, batch, torch.contiguous_format, "float32")
 
 
-def own_evaluation(batch: int) -> Callable[[], None]:
-    rounded = device.uses_bf16(CPU, "auto", SIZE)
-    layout = device.memory_format(CPU, SIZE, network="unet", trains=False)
-    return _evaluation(device.tuned(network().eval(), GIVEN, bf16_only=rounded), batch, layout, "auto")
+def own_evaluation(given: Allotment, on: torch.device, batch: int) -> Step:
+    rounded = device.uses_bf16(on, "auto", SIZE)
+    layout = device.memory_format(on, SIZE, network="unet", trains=False)
+    model = device.tuned(network().eval(), given, bf16_only=rounded).to(on, memory_format=layout)
+    return _evaluation(device.compiled(model, given), on, batch, layout, "auto")
 
 
-def _evaluation(model, batch: int, layout: torch.memory_format, precision: str) -> Callable[[], None]:
-    model = model.to(memory_format=layout)
-    images = torch.randn(batch, COLOURS, SIZE, SIZE).contiguous(memory_format=layout)
-    times, labels = torch.randint(0, TIMESTEPS, (batch,)), torch.randint(0, CLASSES, (batch,))
+def public_evaluation(folder: str, given: Allotment, on: torch.device, batch: int) -> Step:
+    model = public_network(folder).eval().to(on)
+    return _evaluation(model, on, batch, torch.contiguous_format, "float32")
+
+
+def _evaluation(
+    model: Any, on: torch.device, batch: int, layout: torch.memory_format, precision: str
+) -> Step:
+    images = torch.randn(batch, COLOURS, SIZE, SIZE, device=on).contiguous(memory_format=layout)
+    times = torch.randint(0, TIMESTEPS, (batch,), device=on)
+    labels = torch.randint(0, CLASSES, (batch,), device=on)
 
     @torch.no_grad()
     def call() -> None:
-        with device.autocast(CPU, precision, SIZE):
-            model(images, times, labels).sample.float()
+        with device.autocast(on, precision, SIZE):
+            found = model(images, times, labels)
+        getattr(found, "sample", found).float()
 
     return call
 
 
 CASES = {
-    "U-Net 35.7 M, DDPM training step": (plain_step, own_step, 0.0),
-    "U-Net 35.7 M, CBDM training step": (plain_step, own_step, 1.0),
-    "U-Net 35.7 M, evaluation": (plain_evaluation, own_evaluation),
+    "U-Net 35.7 M, DDPM training step": (plain_step, own_step, public_step, 0.0),
+    "U-Net 35.7 M, CBDM training step": (plain_step, own_step, public_step, 1.0),
+    "U-Net 35.7 M, evaluation": (plain_evaluation, own_evaluation, public_evaluation),
 }
 
 
-def made(make: Callable[..., Callable[[], None]], threads: int, ours: bool, *arguments: float):
-    """A variant in its process; ours is prepared as the stages' processes are."""
-    device.prepare(Allotment(cpus=threads, keep_memory=ours))
-    return make(*arguments)
+def made(make: Callable[..., Step], given: Allotment, inner: int, *arguments: float) -> Step:
+    """A variant in its process: `inner` steps, the last one waited for."""
+    on = device.prepare(given)
+    step = make(given, on, *arguments)
+
+    def call() -> None:
+        for _ in range(inner):
+            step()
+        if on.type == "cuda":
+            torch.cuda.synchronize()
+
+    return call
+
+
+def work(batch: int, tau: float | None) -> int:
+    """FLOPs of a step, two a multiplication: a training step is three forward passes of all its rows."""
+    rows = 2 if tau else 1
+    with torch.device("meta"):
+        arguments = (torch.empty(1, COLOURS, SIZE, SIZE), torch.zeros(1), torch.zeros(1, dtype=torch.long))
+    with FlopCounterMode(display=False) as counted, torch.no_grad():
+        network().to("meta")(*arguments)
+    return counted.get_total_flops() * batch * rows * (1 if tau is None else 3)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--inner", type=int, default=1, help="steps a turn")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", default="", help="cases whose name has this in it")
+    parser.add_argument("--gpu", action="store_true")
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--graphs", action="store_true")
+    parser.add_argument("--public", metavar="DIR", help="a copy of the public CBDM code")
     given = parser.parse_args()
-    for name, (plain, ours, *rest) in CASES.items():
-        if given.only in name:
-            arguments = (given.batch, *rest)
-            seconds, peaks = alternately_apart({
-                "plain": partial(made, plain, given.threads, False, *arguments),
-                "ours": partial(made, ours, given.threads, True, *arguments),
-            }, given.repeats)
-            tell(
-                name, packages=("torch", "diffusers"), batch=given.batch, threads=given.threads,
-                images_per_second={k: summary([given.batch / s for s in v], 2) for k, v in seconds.items()},
-                peak_mib=peaks, ratio=ratios(seconds, "plain")["ours"],
-            )
+    plain = Allotment(cpus=given.threads, gpus=int(given.gpu), keep_memory=False)
+    ours = Allotment(
+        cpus=given.threads, gpus=int(given.gpu), compile=given.compile, graphs=given.graphs
+    )
+    rate = bf16_matrix_rate() if given.gpu else None
+    for name, (by_plain, by_ours, by_public, *rest) in CASES.items():
+        if given.only not in name:
+            continue
+        arguments = (given.inner, given.batch, *rest)
+        makers = {"plain": partial(made, by_plain, plain, *arguments)}
+        if given.public:
+            makers["public"] = partial(made, partial(by_public, given.public), plain, *arguments)
+        makers["ours"] = partial(made, by_ours, ours, *arguments)
+        seconds, peaks = alternately_apart(makers, given.repeats)
+        seconds = {k: [s / given.inner for s in v] for k, v in seconds.items()}
+        facts: dict[str, Any] = {}
+        if given.public:
+            against = ratios({k: seconds[k] for k in ("public", "ours")}, "public")
+            facts["ratio_to_the_public_code"] = against["ours"]
+        if rate:
+            flops = work(given.batch, rest[0] if rest else None)
+            facts["bf16_tflops_of_a_matrix_product"] = round(rate / 1e12, 1)
+            facts["utilisation"] = summary([flops / s / rate for s in seconds["ours"]])
+        tell(
+            name, packages=("torch", "diffusers"), batch=given.batch, threads=given.threads,
+            compile=given.compile, graphs=given.graphs,
+            images_per_second={k: summary([given.batch / s for s in v], 2) for k, v in seconds.items()},
+            peak_mib=peaks, ratio=ratios(seconds, "plain")["ours"], **facts,
+        )
 
 
 if __name__ == "__main__":
