@@ -16,6 +16,7 @@ from diffult_ray.stages.classifier import Recorder
 from diffult_ray.stages.training import (
     STATE,
     Run,
+    laid_out_as,
     load_optimizer,
     optimizer_tensors,
     prefixed,
@@ -215,7 +216,8 @@ def _restore(run: Run, start: str | None, model, ema, optimizer) -> tuple[int, l
     tensors, numbers = max(kept, key=lambda state: state[1]["step"])
     model.load_state_dict(unprefixed("model", tensors))
     shadow = unprefixed("ema", tensors)
-    ema.shadow_params = [shadow[str(i)].to(run.device) for i in range(len(shadow))]
+    own = enumerate(model.parameters())
+    ema.shadow_params = [laid_out_as(p, shadow[str(i)]).to(run.device) for i, p in own]
     ema.optimization_step = numbers["step"]
     load_optimizer(optimizer, tensors)
     return numbers["step"], numbers["history"]

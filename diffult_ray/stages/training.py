@@ -415,12 +415,26 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tenso
 
 def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
     """Put back what `optimizer_tensors` took."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, torch.Tensor]] = {}
     for key, value in tensors.items():
         if key.startswith("optimizer."):
             _, index, name = key.split(".", 2)
-            state.setdefault(int(index), {})[name] = value
+            state.setdefault(int(index), {})[name] = laid_out_as(parameters[int(index)], value)
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+
+
+def laid_out_as(parameter: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """A file's tensor, which is contiguous, in the parameter's memory format, if it has its shape.
+
+    A fused optimizer step goes through both in the order of their memory: on a CPU it would take another
+    format for the same numbers, and a GPU's refuses it.
+    """
+    import torch
+
+    if value.shape != parameter.shape:
+        return value
+    return torch.empty_like(parameter, dtype=value.dtype, device=value.device).copy_(value)
 
 
 def prefixed(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
