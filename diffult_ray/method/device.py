@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 import os
+import warnings
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -43,6 +44,7 @@ def compiled(model: torch.nn.Module, given: Allotment) -> torch.nn.Module:
     """
     if not given.compile:
         return model
+    warnings.filterwarnings("ignore", "Dynamo detected a call to a `functools.lru_cache`")  # diffusers' own
     return torch.compile(model, mode="reduce-overhead" if given.graphs else None, dynamic=False)
 
 
