@@ -16,9 +16,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def gpu() -> torch.device:
-    import os
-    if os.environ.get("PRETEND"):
-        return torch.device("cpu")
     if not torch.cuda.is_available():
         pytest.fail("torch sees no GPU: `make gpu` is for a machine that has one")
     return torch.device("cuda", torch.cuda.current_device())
