@@ -1,4 +1,8 @@
-"""Each path of a GPU against float64 on the CPU: within rounding in float32, within 1e-2 in bf16."""
+"""Each path of a GPU against float64 on the CPU: within rounding in float32, within 1e-2 in bf16.
+
+Beyond 1e-2 are only a whole prediction of the untrained U-Net in bf16 (1.2e-2, as a CPU's), a classifier's
+gradient behind ReLUs that flip, and what a sampler adds up over its steps; each has its tolerance below.
+"""
 
 from __future__ import annotations
 
@@ -29,6 +33,7 @@ from diffult_ray.models.unet import unet_preset
 
 CPU = torch.device("cpu")
 FLOAT32, TF32, BF16 = 1e-5, 2e-3, 1e-2  # relative, of a whole tensor's norm
+PREDICTION = 2e-2  # of the U-Net in bf16, some forty layers after another
 CLASSES, ROWS = 10, 6
 WAYS = {  # how a network is run -> (precision, Allotment, tolerance)
     "float32": ("float32", Allotment(gpus=1), FLOAT32),
@@ -148,7 +153,7 @@ def test_an_evaluation_with_rounded_weights_and_with_tf32(gpu):
             with device.autocast(gpu, "auto", 32):
                 found = device.compiled(model, given)(*arguments).sample
             print(f"evaluation, {'graphs' if given.graphs else 'bf16'}: {error(found, wanted):.1e}")
-            assert error(found, wanted) < BF16
+            assert error(found, wanted) < PREDICTION
 
 
 def test_fused_steps_and_the_average_follow_float64(gpu, exact):
