@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import os
 
 import pytest
 import torch
 from diffusers import UNet2DModel
+from diffusers.training_utils import EMAModel
 
 from diffult_ray.allotment import Allotment
 from diffult_ray.method import device
@@ -59,6 +61,32 @@ def test_gradients_of_a_tuned_network():
         grads.append([p.grad for p in model.parameters()])
     for usual, tuned in zip(*grads, strict=True):
         torch.testing.assert_close(tuned, usual, rtol=1e-3, atol=1e-6)
+
+
+def test_a_tuned_network_is_copied_with_weights_of_its_own():
+    model = device.tuned(network(), Allotment()).eval()
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        for block in other.modules():
+            if isinstance(block, torch.nn.GroupNorm):
+                block.weight.zero_()
+    assert not torch.equal(output(other, "float32"), output(model, "float32"))
+    torch.testing.assert_close(output(model, "float32"), output(network(), "float32"), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("tuned", [True, False])
+def test_the_average_of_the_weights_is_diffusers_own(tuned):
+    torch.manual_seed(0)
+    weights = torch.nn.Linear(20, 10)
+    usual, ours = (EMAModel(weights.parameters(), decay=0.9, foreach=True) for _ in range(2))
+    for _ in range(30):
+        with torch.no_grad():
+            weights.weight.add_(torch.randn(10, 20))
+        usual.step(weights.parameters())
+        device.averaged(ours, list(weights.parameters()), Allotment(tuned=tuned))
+    assert (ours.optimization_step, ours.cur_decay_value) == (30, usual.cur_decay_value)
+    torch.testing.assert_close(ours.shadow_params, usual.shadow_params, rtol=1e-5, atol=1e-6)
+    assert (usual.shadow_params[0] - weights.weight).abs().max() > 0.1
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.999])

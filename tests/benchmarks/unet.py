@@ -110,7 +110,7 @@ def own_step(given: Allotment, on: torch.device, batch: int, tau: float) -> Step
         losses.mean().backward()
         torch.nn.utils.clip_grad_norm_(parameters, config["gradient_clip"], foreach=True)
         optimizer.step()
-        average.step(parameters)
+        device.averaged(average, parameters, given)
 
     return step
 
