@@ -378,11 +378,12 @@ def _finish(job: Job, future, failed, narrator: Narrator, on_built) -> None:
 
 
 def _tell(job: Job, store: Store, narrator: Narrator) -> None:
-    progress = store.progress(job.stage)
-    if progress is None:
-        return
-    detail = f"loss {progress['loss']:.4f}" if "loss" in progress else ""
-    narrator.progress(_names(job), progress["done"], progress["total"], detail)
+    progress, moves = store.progress(job.stage), False
+    if progress is not None:
+        detail = f"loss {progress['loss']:.4f}" if "loss" in progress else ""
+        moves = narrator.progress(_names(job), progress["done"], progress["total"], detail)
+    if not moves:
+        narrator.waits(_names(job), time.monotonic() - job.started)
 
 
 def _names(job: Job) -> str:

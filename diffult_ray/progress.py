@@ -8,6 +8,7 @@ import time
 from typing import TextIO
 
 INTERVAL = 10.0  # seconds between two lines about the same thing
+QUIET = 20.0  # between two that nothing is done yet
 
 
 class Narrator:
@@ -19,6 +20,7 @@ class Narrator:
         self._lock = threading.Lock()
         self._told: dict[str, float] = {}
         self._first: dict[str, tuple[float, int]] = {}
+        self._waits: dict[str, float] = {}
 
     @property
     def seconds(self) -> float:
@@ -28,16 +30,29 @@ class Narrator:
         with self._lock:
             print(f"[{clock(self.seconds)}] {text}", file=self._stream, flush=True)
 
-    def progress(self, label: str, done: int, total: int, detail: str = "") -> None:
-        """How far something is, at most once an interval; the time left is by the rate seen so far."""
+    def waits(self, label: str, seconds: float) -> None:
+        """That nothing is done yet of what was started so many seconds ago, at most once in a while."""
+        if seconds - self._waits.get(label, 0.0) >= QUIET:
+            self._waits[label] = seconds
+            self.say(f"{label}: nothing done yet {clock(seconds)} after its start, processes are starting")
+
+    def progress(self, label: str, done: int, total: int, detail: str = "") -> bool:
+        """How far something is, at most once an interval; the time left is by the rate seen so far.
+
+        Returns:
+            whether more is done than when this was called first.
+        """
         now = time.monotonic()
         began, before = self._first.setdefault(label, (now, done))
-        if done <= before or done >= total or now - self._told.get(label, began) < INTERVAL:
-            return
+        if done <= before:
+            return False
+        if done >= total or now - self._told.get(label, began) < INTERVAL:
+            return True
         self._told[label] = now
         left = (now - began) * (total - done) / (done - before)
         parts = [f"{label}: {done}/{total} ({100 * done // total}%)", detail, f"about {clock(left)} left"]
         self.say(", ".join(p for p in parts if p))
+        return True
 
     def trial(self, text: str, left: float, *, failed: bool) -> None:
         """A trial that has ended, with the time left for the others."""

@@ -247,8 +247,10 @@ class Watcher(tune.Callback):
         if artifact is None and error is None:
             error = "ended without a metric"
         self.on_end(self.table[key], error)
-        done = len(self.table) - len(self.left)
-        seconds = (time.monotonic() - self.start) * len(self.left) / done
+        done, now = len(self.table) - len(self.left), time.monotonic()
+        if done == 1 and artifact is not None:  # without the start of Tune and of the first processes
+            self.start = max(self.start, now - artifact.seconds)
+        seconds = (now - self.start) * len(self.left) / done
         result = f"FAILED, {error}" if error else f"accuracy {artifact.summary['accuracy']:.1f}%"
         title = self.table[key].title
         self.narrator.trial(f"trial {done}/{len(self.table)} {title}: {result}", seconds, failed=bool(error))
