@@ -5,9 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from diffult_ray import config, results
+from diffult_ray import config, files, results
 from diffult_ray.plan import Trial, make_plan
-from diffult_ray.progress import Narrator
+from diffult_ray.progress import Narrator, clock
 from diffult_ray.store import Store
 from tests.conftest import TINY
 
@@ -57,3 +57,13 @@ def test_a_trial_that_tune_never_told_of_has_failed(plan, tmp_path):
     watch, told, _, _ = watcher(plan, tmp_path)
     watch.settle("ended without a result")
     assert told == {t.key: "ended without a result" for t in plan.trials}
+
+
+def test_the_time_left_after_the_first_trial_is_without_the_start_of_tune(plan, tmp_path):
+    watch, _, said, store = watcher(plan, tmp_path)
+    first, others = plan.trials[0], len(plan.trials) - 1
+    files.write_json(store.folder(first.stage) / "summary.json", {"accuracy": 50.0})
+    store.commit(first.stage, seconds=2.0)
+    watch.start -= 1000
+    watch.on_trial_complete(1, [], ended(first, last_result={}))
+    assert f"accuracy 50.0%, about {clock(2.0 * others)} left" in said.getvalue()
