@@ -34,7 +34,7 @@ class Narrator:
         """That nothing is done yet of what was started so many seconds ago, at most once in a while."""
         if seconds - self._waits.get(label, 0.0) >= QUIET:
             self._waits[label] = seconds
-            self.say(f"{label}: nothing done yet {clock(seconds)} after its start, processes are starting")
+            self.say(f"{label}: nothing done yet {clock(seconds)} after its start")
 
     def progress(self, label: str, done: int, total: int, detail: str = "") -> bool:
         """How far something is, at most once an interval; the time left is by the rate seen so far.

@@ -117,10 +117,9 @@ def own_step(given: Allotment, on: torch.device, batch: int, tau: float) -> Step
 
 def public_step(folder: str, given: Allotment, on: torch.device, batch: int, tau: float) -> Step:
     """A training step of the public code's network, trainer and average."""
-    sys.path.insert(0, folder)
-    from diffusion import GaussianDiffusionTrainer
-
     model, average = public_network(folder).to(on), public_network(folder).to(on)
+    from diffusion import GaussianDiffusionTrainer  # its folder is on the path by now
+
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-4)
     trainer = GaussianDiffusionTrainer(
         model, 1e-4, 0.02, TIMESTEPS, None, CLASSES, False, tau > 0, tau, torch.full((CLASSES,), 0.01), True

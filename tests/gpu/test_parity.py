@@ -172,7 +172,7 @@ def test_fused_steps_and_the_average_follow_float64(gpu, exact):
             model(x).square().mean().backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1, foreach=True)
             optimizer.step()
-            average.step(model.parameters())
+            device.averaged(average, list(model.parameters()), Allotment())
         ends.append([*model.parameters(), *average.shadow_params])
     for wanted, found in zip(*ends, strict=True):
         assert error(found, wanted) < FLOAT32
