@@ -37,9 +37,14 @@ def output(model: UNet2DModel, precision: str) -> torch.Tensor:
         return model.eval()(*batch()).sample.float()
 
 
-def test_tuned_is_the_same_function():
+# On a CPU, and for a GPU where it is compiled, which is the same function on a CPU, too.
+GIVEN = [Allotment(), Allotment(gpus=1, compile=True)]
+
+
+@pytest.mark.parametrize("given", GIVEN, ids=["cpu", "compiled on a gpu"])
+def test_tuned_is_the_same_function(given):
     usual = output(network(), "float32")
-    tuned = output(device.tuned(network(), Allotment()), "float32")
+    tuned = output(device.tuned(network(), given), "float32")
     torch.testing.assert_close(tuned, usual, rtol=1e-4, atol=1e-5)
     off = device.tuned(network(), Allotment(tuned=False))
     assert torch.equal(output(off, "float32"), usual)
@@ -53,18 +58,57 @@ def test_weights_that_are_rounded_once_are_those_that_autocast_rounds_each_time(
     torch.testing.assert_close(each_time, output(network(), "float32"), rtol=0.05, atol=0.05)
 
 
-def test_gradients_of_a_tuned_network():
+@pytest.mark.parametrize("given", GIVEN, ids=["cpu", "compiled on a gpu"])
+def test_gradients_of_a_tuned_network(given):
     grads = []
-    for given in (Allotment(tuned=False), Allotment()):
-        model = device.tuned(network(), given)
-        model(*batch()).sample.square().mean().backward()
-        grads.append([p.grad for p in model.parameters()])
+    for each in (Allotment(tuned=False), given):
+        model = device.tuned(network(), each).to(memory_format=torch.channels_last)
+        x, times, labels = batch()
+        shown = x.contiguous(memory_format=torch.channels_last).requires_grad_()
+        model(shown, times, labels).sample.square().mean().backward()
+        grads.append([shown.grad, *(p.grad for p in model.parameters())])
     for usual, tuned in zip(*grads, strict=True):
         torch.testing.assert_close(tuned, usual, rtol=1e-3, atol=1e-6)
 
 
-def test_a_tuned_network_is_copied_with_weights_of_its_own():
-    model = device.tuned(network(), Allotment()).eval()
+def test_a_group_norm_of_channels_far_from_zero_loses_nothing():
+    """Its variance is no difference of large numbers."""
+    model = device.tuned(network(), Allotment(gpus=1, compile=True))
+    norm = model.mid_block.resnets[0].norm1
+    x = torch.randn(4, 64, 8, 8, generator=torch.Generator().manual_seed(0)) + 1000
+    usual = torch.nn.functional.group_norm(x.double(), norm.num_groups, eps=norm.eps)
+    torch.testing.assert_close(norm(x).double(), usual, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("n", [4, 64])  # diffusers makes 64 images contiguous before it upsamples them
+def test_what_is_compiled_for_a_gpu_stays_channels_last(n):
+    """Inputs of all convolutions and the gradients of their outputs, as torch.compile lays them out."""
+    from functorch.compile import make_boxed_func
+    from torch._dynamo.backends.common import aot_autograd
+    from torch._inductor.decomposition import select_decomp_table
+
+    layouts: dict[str, list[bool]] = {}
+
+    def record(graph, _):
+        for node in graph.graph.nodes:
+            if str(node.target).startswith("aten.convolution"):
+                shown = (argument.meta["val"] for argument in node.args[:2])
+                lasts = [each.is_contiguous(memory_format=torch.channels_last) for each in shown]
+                layouts.setdefault(str(node.target), []).extend(lasts)
+        return make_boxed_func(graph.forward)
+
+    model = device.tuned(network(), Allotment(gpus=1, compile=True)).to(memory_format=torch.channels_last)
+    backend = aot_autograd(fw_compiler=record, bw_compiler=record, decompositions=select_decomp_table())
+    called = torch.compile(model, backend=backend, dynamic=False)
+    x = torch.randn(n, 3, 16, 16).contiguous(memory_format=torch.channels_last)
+    called(x, torch.arange(n), torch.zeros(n, dtype=torch.long)).sample.square().mean().backward()
+    convolutions = sum(isinstance(module, torch.nn.Conv2d) for module in model.modules())
+    assert len(layouts) == 2 and all(found == [True] * (2 * convolutions) for found in layouts.values())
+
+
+@pytest.mark.parametrize("given", GIVEN, ids=["cpu", "compiled on a gpu"])
+def test_a_tuned_network_is_copied_with_weights_of_its_own(given):
+    model = device.tuned(network(), given).eval()
     other = copy.deepcopy(model)
     with torch.no_grad():
         for block in other.modules():
