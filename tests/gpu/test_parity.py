@@ -1,7 +1,8 @@
 """Each path of a GPU against float64 on the CPU: within rounding in float32, within 1e-2 in bf16.
 
 Beyond 1e-2 are only a whole prediction of the untrained U-Net in bf16 (1.2e-2, as a CPU's), a classifier's
-gradient behind ReLUs that flip, and what a sampler adds up over its steps; each has its tolerance below.
+gradient behind ReLUs that flip, and what a sampler adds up over its steps; each has its tolerance below, the
+last that of bf16 on a CPU.
 """
 
 from __future__ import annotations
@@ -273,7 +274,7 @@ def test_sampled_images_are_the_same_and_those_of_bf16_nearly(gpu, exact, object
     seeds = list(range(5))
     found = {}
     for name, on, precision in (("cpu", CPU, "float32"), ("gpu", gpu, "float32"), ("again", gpu, "float32"),
-                                ("bf16", gpu, "bf16")):
+                                ("bf16", gpu, "bf16"), ("bf16 on the cpu", CPU, "bf16")):
         own = copy.deepcopy(model).to(on)
 
         def network(x, t, y, own=own, on=on, precision=precision):
@@ -287,9 +288,10 @@ def test_sampled_images_are_the_same_and_those_of_bf16_nearly(gpu, exact, object
         ).cpu()
     assert error(found["gpu"], found["cpu"]) < 1e-3
     assert torch.equal(found["again"], found["gpu"])
+    on_gpu, on_cpu = (error(found[name], found["cpu"]) for name in ("bf16", "bf16 on the cpu"))
     print(f"{objective} by {sampler}: float32 {error(found['gpu'], found['cpu']):.1e}, "
-          f"bf16 {error(found['bf16'], found['cpu']):.1e}")
-    assert error(found["bf16"], found["cpu"]) < 0.05  # the sum of some twenty steps, none over 1e-2
+          f"bf16 {on_gpu:.1e}, on a CPU {on_cpu:.1e}")
+    assert on_gpu < 2 * on_cpu  # a solver adds up what each of its steps rounds: up to 0.05 there, too
     assert to_uint8(found["gpu"].to(gpu)).dtype == torch.uint8
 
 
