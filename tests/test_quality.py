@@ -266,14 +266,15 @@ def test_kid_of_one_subset_that_is_the_whole_is_the_formula():
     assert deviation == 0.0
 
 
+@pytest.mark.parametrize("subsets", [10, 3])  # of which the many share the kernel of all pairs
 @pytest.mark.parametrize("seed", [2020, 7])
-def test_kid_is_torch_fidelitys(seed):
+def test_kid_is_torch_fidelitys(seed, subsets):
     a, b = features(90, 8, seed=0), features(70, 8, seed=1, shift=0.2)
     theirs = kid_features_to_metric(
-        torch.from_numpy(a), torch.from_numpy(b), kid_subsets=10, kid_subset_size=40, rng_seed=seed,
+        torch.from_numpy(a), torch.from_numpy(b), kid_subsets=subsets, kid_subset_size=40, rng_seed=seed,
         kid_kernel="poly", verbose=False,
     )
-    mean, deviation = kid(a, b, subsets=10, subset_size=40, seed=seed)
+    mean, deviation = kid(a, b, subsets=subsets, subset_size=40, seed=seed)
     assert mean == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-9)
     assert deviation == pytest.approx(theirs["kernel_inception_distance_std"], rel=1e-9)
 
