@@ -62,7 +62,7 @@ def run(
         purse.settle([trial.stage])
         on_end(trial, error)
 
-    watcher = Watcher(table, store, narrator, ended)
+    watcher = Watcher(table, store, narrator, ended, at_once=lambda: queue.max_concurrent)
     trainable = tune.with_parameters(_trial, stages={k: t.stage for k, t in table.items()}, store=store)
     tuner = tune.Tuner(
         tune.with_resources(trainable, _request(each)),
@@ -216,10 +216,18 @@ class Hopeless(tune.Stopper):
 
 
 class Watcher(tune.Callback):
-    """Lives in the driver and tells of every trial that ends."""
+    """Lives in the driver and tells of every trial that ends.
 
-    def __init__(self, table: dict[str, Trial], store: Store, narrator: Narrator, on_end: OnEnd) -> None:
+    Args:
+        at_once: how many trials run at a time.
+    """
+
+    def __init__(
+        self, table: dict[str, Trial], store: Store, narrator: Narrator, on_end: OnEnd,
+        at_once: Callable[[], int],
+    ) -> None:
         self.table, self.store, self.narrator, self.on_end = table, store, narrator, on_end
+        self.at_once = at_once
         self.left, self.start = set(table), time.monotonic()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -250,7 +258,8 @@ class Watcher(tune.Callback):
         done, now = len(self.table) - len(self.left), time.monotonic()
         if done == 1 and artifact is not None:  # without the start of Tune and of the first processes
             self.start = max(self.start, now - artifact.seconds)
-        seconds = (now - self.start) * len(self.left) / done
+        near = max(done, min(self.at_once(), len(self.table)))  # when the first ends, so do those beside it
+        seconds = (now - self.start) * len(self.left) / near
         result = f"FAILED, {error}" if error else f"accuracy {artifact.summary['accuracy']:.1f}%"
         title = self.table[key].title
         self.narrator.trial(f"trial {done}/{len(self.table)} {title}: {result}", seconds, failed=bool(error))

@@ -19,13 +19,15 @@ def plan(tmp_path):
     return make_plan(config.load(str(path)))
 
 
-def watcher(plan, tmp_path):
+def watcher(plan, tmp_path, at_once=1):
     from diffult_ray.trials import Watcher
 
     told, said = {}, io.StringIO()
     table = {t.key: t for t in plan.trials}
     store = Store(tmp_path / "storage")
-    watch = Watcher(table, store, Narrator(said), lambda trial, error: told.update({trial.key: error}))
+    watch = Watcher(
+        table, store, Narrator(said), lambda trial, error: told.update({trial.key: error}), lambda: at_once
+    )
     return watch, told, said, store
 
 
@@ -59,11 +61,12 @@ def test_a_trial_that_tune_never_told_of_has_failed(plan, tmp_path):
     assert told == {t.key: "ended without a result" for t in plan.trials}
 
 
-def test_the_time_left_after_the_first_trial_is_without_the_start_of_tune(plan, tmp_path):
-    watch, _, said, store = watcher(plan, tmp_path)
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_the_time_left_after_the_first_trial_is_without_the_start_of_tune(plan, tmp_path, at_once):
+    watch, _, said, store = watcher(plan, tmp_path, at_once)
     first, others = plan.trials[0], len(plan.trials) - 1
     files.write_json(store.folder(first.stage) / "summary.json", {"accuracy": 50.0})
-    store.commit(first.stage, seconds=2.0)
+    store.commit(first.stage, seconds=20.0)
     watch.start -= 1000
     watch.on_trial_complete(1, [], ended(first, last_result={}))
-    assert f"accuracy 50.0%, about {clock(2.0 * others)} left" in said.getvalue()
+    assert f"accuracy 50.0%, about {clock(20.0 * others / at_once)} left" in said.getvalue()
