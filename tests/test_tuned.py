@@ -118,6 +118,30 @@ def test_a_tuned_network_is_copied_with_weights_of_its_own(given):
     torch.testing.assert_close(output(model, "float32"), output(network(), "float32"), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_on_a_cpu_all_layers_have_the_layout_of_the_images(layout):
+    model, layouts = device.tuned(network(), Allotment()).to(memory_format=layout), []
+    for module in model.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.register_forward_pre_hook(
+                lambda _, given: layouts.append(given[0].is_contiguous(memory_format=layout))
+            )
+    images, times, labels = batch()
+    model(images.contiguous(memory_format=layout), times, labels)
+    assert len(layouts) > 20 and all(layouts)
+
+
+@pytest.mark.parametrize("most", [1e-3, 0.5, 1e3])
+def test_gradients_are_clipped_as_torch_clips_them(most):
+    clipped = []
+    for clip in (device.clip, torch.nn.utils.clip_grad_norm_):
+        model = network()
+        model(*batch()).sample.square().mean().backward()
+        clip(list(model.parameters()), most)
+        clipped.append([p.grad for p in model.parameters()])
+    assert all(torch.equal(ours, usual) for ours, usual in zip(*clipped, strict=True))
+
+
 @pytest.mark.parametrize("tuned", [True, False])
 def test_the_average_of_the_weights_is_diffusers_own(tuned):
     torch.manual_seed(0)

@@ -20,12 +20,22 @@ def plain_residuals(unet: torch.nn.Module) -> None:
 
 
 def plain_attention(unet: torch.nn.Module) -> None:
-    """Attention by plain matrix products instead of torch's fused kernel."""
+    """Attention by plain matrix products instead of torch's fused kernel, in the layout of its input.
+
+    diffusers' own gives back channels-last images, and all that comes after them stays so.
+    """
     from diffusers.models.attention_processor import Attention, AttnProcessor
+
+    class Plain(AttnProcessor):
+        def __call__(self, attn: Attention, hidden_states: torch.Tensor, *arguments, **named) -> torch.Tensor:
+            found = super().__call__(attn, hidden_states, *arguments, **named)
+            if hidden_states.is_contiguous():
+                return found.contiguous()
+            return found
 
     for module in unet.modules():
         if isinstance(module, Attention):
-            module.set_processor(AttnProcessor())
+            module.set_processor(Plain())
 
 
 def channels_last_throughout(unet: torch.nn.Module) -> None:

@@ -165,6 +165,17 @@ def tuned(model: torch.nn.Module, given: Allotment, *, bf16_only: bool = False) 
     return model
 
 
+def clip(parameters: Sequence[torch.nn.Parameter], most: float) -> None:
+    """`torch.nn.utils.clip_grad_norm_`, which on a CPU multiplies by no 1 where the norm is below `most`.
+
+    On a GPU to know that would be to wait for it.
+    """
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None], foreach=True)
+    if norm.device.type == "cpu" and norm + 1e-6 <= most:
+        return
+    torch.nn.utils.clip_grads_with_norm_(parameters, most, norm, foreach=True)
+
+
 def averaged(average: Any, parameters: Sequence[torch.nn.Parameter], given: Allotment) -> None:
     """One step of diffusers' `EMAModel`, whose shadows move towards the parameters in a single pass."""
     if not given.tuned:

@@ -53,7 +53,7 @@ def _loop(run: Run, payload: Mapping[str, Any]) -> None:
 
     from diffult_ray.data import load_split
     from diffult_ray.data.batches import augment, draw, generator, share
-    from diffult_ray.method.device import autocast, averaged, memory_format, tuned
+    from diffult_ray.method.device import autocast, averaged, clip, memory_format, tuned
     from diffult_ray.seeds import stream
 
     config, seed = payload["config"], payload["config"]["seed"]
@@ -97,7 +97,7 @@ def _loop(run: Run, payload: Mapping[str, Any]) -> None:
             part = losses.sum() * run.world / batch
             part.backward()
             loss = loss + part.detach()
-        torch.nn.utils.clip_grad_norm_(parameters, config["gradient_clip"], foreach=True)
+        clip(parameters, config["gradient_clip"])
         optimizer.step()
         averaged(ema, parameters, run.given)
         at_point = recorder.add(step + 1, loss, run.average)

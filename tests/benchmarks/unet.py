@@ -108,7 +108,7 @@ def own_step(given: Allotment, on: torch.device, batch: int, tau: float) -> Step
             losses = objective.losses(shown, images, drawn)
         optimizer.zero_grad(set_to_none=True)
         losses.mean().backward()
-        torch.nn.utils.clip_grad_norm_(parameters, config["gradient_clip"], foreach=True)
+        device.clip(parameters, config["gradient_clip"])
         optimizer.step()
         device.averaged(average, parameters, given)
 

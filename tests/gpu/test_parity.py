@@ -171,7 +171,7 @@ def test_fused_steps_and_the_average_follow_float64(gpu, exact):
         for _ in range(20):
             optimizer.zero_grad(set_to_none=True)
             model(x).square().mean().backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1, foreach=True)
+            device.clip(list(model.parameters()), 0.1)
             optimizer.step()
             device.averaged(average, list(model.parameters()), Allotment())
         ends.append([*model.parameters(), *average.shadow_params])
