@@ -21,6 +21,7 @@ class Narrator:
         self._told: dict[str, float] = {}
         self._first: dict[str, tuple[float, int]] = {}
         self._waits: dict[str, float] = {}
+        self._moved: set[str] = set()
 
     @property
     def seconds(self) -> float:
@@ -32,7 +33,7 @@ class Narrator:
 
     def waits(self, label: str, seconds: float) -> None:
         """That nothing is done yet of what was started so many seconds ago, at most once in a while."""
-        if seconds - self._waits.get(label, 0.0) >= QUIET:
+        if label not in self._moved and seconds - self._waits.get(label, 0.0) >= QUIET:
             self._waits[label] = seconds
             self.say(f"{label}: nothing done yet {clock(seconds)} after its start")
 
@@ -46,6 +47,7 @@ class Narrator:
         began, before = self._first.setdefault(label, (now, done))
         if done <= before:
             return False
+        self._moved.add(label)
         if done >= total or now - self._told.get(label, began) < INTERVAL:
             return True
         self._told[label] = now

@@ -26,6 +26,9 @@ def test_that_nothing_is_done_yet_is_told_now_and_then_and_no_more_once_somethin
     assert [line.split("yet ")[1].split()[0] for line in lines] == ["0:20", "0:41", "1:15"]
     assert all("generator: nothing done yet" in line for line in lines)
     assert [narrator.progress("images", done, 10) for done in (3, 3, 4, 10)] == [False, False, True, True]
+    told = len(said.getvalue().splitlines())
+    narrator.waits("images", 300)  # how far it was has gone with its work folder
+    assert len(said.getvalue().splitlines()) == told
 
 
 def test_the_clock():
