@@ -27,11 +27,9 @@ def plain_attention(unet: torch.nn.Module) -> None:
     from diffusers.models.attention_processor import Attention, AttnProcessor
 
     class Plain(AttnProcessor):
-        def __call__(self, attn: Attention, hidden_states: torch.Tensor, *arguments, **named) -> torch.Tensor:
-            found = super().__call__(attn, hidden_states, *arguments, **named)
-            if hidden_states.is_contiguous():
-                return found.contiguous()
-            return found
+        def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None):
+            found = super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
+            return found.contiguous() if hidden_states.is_contiguous() else found
 
     for module in unet.modules():
         if isinstance(module, Attention):
