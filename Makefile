@@ -44,15 +44,23 @@ gpu: setup
 	$(BIN)/python -m pytest -m gpu tests/gpu
 
 # Ratios of two things measured in turns, about twenty minutes on two idle cores: docs/BENCHMARKS.md.
-# CIFAR=DIR adds those on the real CIFAR-100.
+# CIFAR=DIR adds those on the real CIFAR-100. GPU=1 takes those of a GPU instead.
 BENCHMARKS := unet scoring kid precision bench_batches plan
 ON_CIFAR := epochs scaling
+ON_GPU := --gpu --compile --graphs --threads 4
 
 bench: setup
 	mkdir -p build
+ifdef GPU
+	$(BIN)/python tests/benchmarks/unet.py $(ON_GPU) --batch 48 --inner 12 --only training >> build/bench.jsonl
+	$(BIN)/python tests/benchmarks/unet.py $(ON_GPU) --batch 256 --inner 12 --only evaluation >> build/bench.jsonl
+	$(BIN)/python tests/benchmarks/classifier.py $(ON_GPU) --inner 100 >> build/bench.jsonl
+	$(BIN)/python tests/benchmarks/classifier.py $(ON_GPU) --inner 100 --at-once 1 2 4 8 >> build/bench.jsonl
+else
 	for each in $(BENCHMARKS); do $(BIN)/python tests/benchmarks/$$each.py >> build/bench.jsonl || exit 1; done
 	for each in $(if $(CIFAR),$(ON_CIFAR)); do \
 	  $(BIN)/python tests/benchmarks/$$each.py --root $(CIFAR) >> build/bench.jsonl || exit 1; done
+endif
 	$(BIN)/python docs/benchmarks.py docs/benchmarks.jsonl build/bench.jsonl
 
 lint: setup
