@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test slow faults clusters autoscaling gpu bench lint setup lock clean
+.PHONY: demo test slow steady faults clusters autoscaling gpu bench lint setup lock clean
 
 setup: .venv/.ready
 
@@ -24,8 +24,15 @@ demo: setup
 test: setup lint
 	$(BIN)/python -m pytest -m "not slow and not faults and not cluster and not autoscaling and not gpu"
 
+# Over half an hour on two cores.
 slow: setup
 	$(BIN)/python -m pytest -m slow
+
+# The part of it in which nothing is killed or interrupted, which CI runs, too.
+STEADY := $(addprefix tests/test_,stages.py folder_of_digits.py methods.py inception.py preflight.py)
+
+steady: setup
+	$(BIN)/python -m pytest -m slow -k "not killed" $(STEADY)
 
 # Kills, damage and outages during whole sweeps, about an hour and a half on two cores; the last line counts them.
 faults: setup
