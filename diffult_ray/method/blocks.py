@@ -57,16 +57,13 @@ def channels_last_throughout(unet: torch.nn.Module) -> None:
             module.forward = MethodType(_upsample, module)
 
 
-class _DenseGradient(torch.autograd.Function):
-    """The identity, whose gradient is channels-last and not a part of a larger one."""
+def _dense_backwards(x: torch.Tensor) -> torch.Tensor:
+    """The same channels-last images as a view through their memory, by which a gradient must be dense, too.
 
-    @staticmethod
-    def forward(ctx, x: torch.Tensor) -> torch.Tensor:
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:
-        return gradient.contiguous(memory_format=torch.channels_last)
+    No autograd function: of one, some versions of torch.compile make an operator that DDP cannot take apart.
+    """
+    n, c, height, width = x.shape
+    return x.permute(0, 2, 3, 1).reshape(n, -1).view(n, height, width, c).permute(0, 3, 1, 2)
 
 
 def _is_plain(block: torch.nn.Module) -> bool:
@@ -86,7 +83,7 @@ def _residual(block: torch.nn.Module, x: torch.Tensor, temb: torch.Tensor) -> to
 
 
 def _residual_dense_backwards(block: torch.nn.Module, x: torch.Tensor, temb: torch.Tensor) -> torch.Tensor:
-    return _DenseGradient.apply(_residual(block, x, temb))
+    return _dense_backwards(_residual(block, x, temb))
 
 
 def _group_norm(norm: torch.nn.GroupNorm, x: torch.Tensor) -> torch.Tensor:
@@ -126,4 +123,4 @@ def _upsample(block: torch.nn.Module, x: torch.Tensor, output_size: object = Non
     n, c, height, width = x.shape
     pixels = x.permute(0, 2, 3, 1)[:, :, None, :, None, :].expand(n, height, 2, width, 2, c)
     doubled = pixels.reshape(n, 2 * height, 2 * width, c).permute(0, 3, 1, 2)
-    return _DenseGradient.apply(block.conv(doubled))
+    return _dense_backwards(block.conv(doubled))
