@@ -49,7 +49,7 @@ def channels_last_throughout(unet: torch.nn.Module) -> None:
     from diffusers.models.upsampling import Upsample2D
 
     for module in unet.modules():
-        if isinstance(module, torch.nn.GroupNorm):
+        if isinstance(module, torch.nn.GroupNorm) and module.affine:
             module.forward = MethodType(_group_norm, module)
         elif isinstance(module, ResnetBlock2D) and _is_plain(module):
             module.forward = MethodType(_residual_dense_backwards, module)
