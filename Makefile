@@ -28,7 +28,7 @@ test: setup lint
 slow: setup
 	$(BIN)/python -m pytest -m slow
 
-# The part of it in which nothing is killed or interrupted, which CI runs, too.
+# A part of it that CI runs, too, a quarter of an hour: stages, methods and data without kills.
 STEADY := $(addprefix tests/test_,stages.py folder_of_digits.py methods.py inception.py preflight.py)
 
 steady: setup

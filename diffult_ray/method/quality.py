@@ -233,8 +233,7 @@ def kid(
     chosen = [
         tuple(rng.choice(len(side), size, replace=False) for side in (x, y)) for _ in range(subsets)
     ]
-    pairs = (len(x) + len(y)) ** 2 / 2
-    if pairs * _SHARED_PAIR < subsets * (2 * size) ** 2 / 2:
+    if _SHARED_PAIR * (len(x) + len(y)) ** 2 < subsets * (2 * size) ** 2:
         of_x, of_y = np.zeros((subsets, len(x))), np.zeros((subsets, len(y)))
         for (from_x, from_y), in_x, in_y in zip(chosen, of_x, of_y, strict=True):
             in_x[from_x] = in_y[from_y] = 1
