@@ -9,6 +9,7 @@ import pytest
 import torch
 from diffusers import UNet2DModel
 from diffusers.training_utils import EMAModel
+from torch.utils.flop_counter import FlopCounterMode
 
 from diffult_ray.allotment import Allotment
 from diffult_ray.method import device
@@ -18,12 +19,10 @@ from diffult_ray.models.dropout import Dropout
 CPU = torch.device("cpu")
 
 
-def network(dropout: float = 0.0) -> UNet2DModel:
+def network(dropout: float = 0.0, **changed) -> UNet2DModel:
     torch.manual_seed(0)
-    return build_unet(
-        image_size=16, image_channels=3, num_classes=4, channels=(32, 64), blocks=1, attention=(8,),
-        dropout=dropout,
-    )
+    settings = {"channels": (32, 64), "blocks": 1, "attention": (8,), "dropout": dropout, **changed}
+    return build_unet(image_size=16, image_channels=3, num_classes=4, **settings)
 
 
 def batch(n: int = 3) -> tuple[torch.Tensor, ...]:
@@ -69,6 +68,51 @@ def test_gradients_of_a_tuned_network(given):
         grads.append([shown.grad, *(p.grad for p in model.parameters())])
     for usual, tuned in zip(*grads, strict=True):
         torch.testing.assert_close(tuned, usual, rtol=1e-3, atol=1e-6)
+
+
+# Groups of channels that lie in both of what the last block concatenates; attention in the first and the
+# last block; a network that halves nothing.
+SHAPES = [
+    {}, {"channels": (6, 12)}, {"attention": (16, 8), "blocks": 2}, {"channels": (8,), "attention": ()},
+]
+
+
+@pytest.mark.parametrize("given", [*GIVEN, Allotment(tuned=False)], ids=["cpu", "compiled", "untuned"])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("each", [1, 2, 3])
+def test_several_labels_an_image_are_as_many_images(shape, given, each):
+    x, times, labels = batch()
+    labels = torch.cat([(labels + i) % 5 for i in range(each)])
+    found = []
+    for model in (network(**shape), device.tuned(network(**shape), given)):
+        images = x.clone().requires_grad_()
+        if found:
+            output = model(images, times, labels).sample
+        else:
+            output = model(images.repeat(each, 1, 1, 1), times.repeat(each), labels).sample
+        weights = torch.linspace(-1, 1, output.numel()).view(output.shape)  # each row its own
+        (weights * output).sum().backward()
+        found.append([output.detach(), images.grad, *(p.grad for p in model.parameters())])
+    for usual, tuned in zip(*found, strict=True):
+        torch.testing.assert_close(tuned, usual, rtol=1e-3, atol=1e-4 * float(usual.abs().max() + 1))
+
+
+def test_a_processor_convolves_less_for_a_second_label_and_for_what_is_upsampled():
+    """Of 16 products a small pixel instead of 36, and of the shared layers once an image."""
+    x, times, labels = batch()
+
+    def products(model, labels):
+        with FlopCounterMode(display=False) as counted, torch.no_grad():
+            model(x, times, labels)
+        return counted.get_flop_counts()["Global"][torch.ops.aten.convolution] / 2 / len(x)
+
+    both = torch.cat([labels, labels])
+    untuned, tuned = (device.tuned(network(), Allotment(tuned=t)) for t in (False, True))
+    assert products(untuned, both) == 2 * products(untuned, labels)
+    upsampling, pixels = 64 * 64, 8 * 8
+    assert products(untuned, labels) - products(tuned, labels) == upsampling * pixels * (36 - 16)
+    once = (3 * 9 + 32 * 9 + 32 * 9 + 32) * 32 * 16 * 16  # of the last block also its shortcut's half
+    assert 2 * products(tuned, labels) - products(tuned, both) == once
 
 
 def test_a_group_norm_of_channels_far_from_zero_loses_nothing():

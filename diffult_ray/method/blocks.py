@@ -8,6 +8,11 @@ from __future__ import annotations
 from types import MethodType
 
 import torch
+from torch.nn import functional
+
+# Doubled pixels behind a 3x3 convolution are a transposed one of 4x4. In a row: of u, of w.
+DOUBLED = ((0, 0, 1), (0, 1, 1), (1, 1, 0), (1, 0, 0))
+LEAST_SIDE = 8
 
 
 def plain_residuals(unet: torch.nn.Module) -> None:
@@ -36,6 +41,31 @@ def plain_attention(unet: torch.nn.Module) -> None:
             module.set_processor(Plain())
 
 
+def transposed_upsampling(unet: torch.nn.Module) -> None:
+    """Upsampling as one transposed convolution, with 16 products for each pixel to be doubled instead of 36.
+
+    Nearest-neighbour upsampling and a 3x3 convolution see each pixel four times; a transposed convolution
+    with a kernel of 4x4, sums of the 3x3's weights, sees it once. From 8x8 pixels on: for fewer, to make the
+    kernel takes longer than it saves (docs/RESULTS.md).
+    """
+    for module in _upsamplers(unet):
+        module.forward = MethodType(_upsample_transposed, module)
+
+
+def several_labels(unet: torch.nn.Module, *, once: bool) -> None:
+    """A network that takes m n labels for n images and their times: m for each, in turn (m = 1 as ever).
+
+    For CBDM's two predictions, which are of the same noisy images.
+
+    Args:
+        once: compute once an image what its labels do not reach, as they are added behind a residual block's
+            first convolution: the network's first convolution, the first block's and, of the last
+            block's, the half that sees the first one's output.
+    """
+    once = once and _shares(unet)
+    unet.forward = MethodType(_forward_once if once else _forward_repeated, unet)
+
+
 def channels_last_throughout(unet: torch.nn.Module) -> None:
     """Activations and their gradients that stay channels-last from end to end where they are compiled.
 
@@ -46,15 +76,14 @@ def channels_last_throughout(unet: torch.nn.Module) -> None:
     paper's network had one or the other.
     """
     from diffusers.models.resnet import ResnetBlock2D
-    from diffusers.models.upsampling import Upsample2D
 
     for module in unet.modules():
         if isinstance(module, torch.nn.GroupNorm) and module.affine:
             module.forward = MethodType(_group_norm, module)
         elif isinstance(module, ResnetBlock2D) and _is_plain(module):
             module.forward = MethodType(_residual_dense_backwards, module)
-        elif isinstance(module, Upsample2D) and _is_convolution_of_doubled(module):
-            module.forward = MethodType(_upsample, module)
+    for module in _upsamplers(unet):
+        module.forward = MethodType(_upsample, module)
 
 
 def _dense_backwards(x: torch.Tensor) -> torch.Tensor:
@@ -75,11 +104,41 @@ def _is_plain(block: torch.nn.Module) -> bool:
 
 
 def _residual(block: torch.nn.Module, x: torch.Tensor, temb: torch.Tensor) -> torch.Tensor:
-    """A plain residual block of diffusers."""
-    shift = block.time_emb_proj(block.nonlinearity(temb))[:, :, None, None]
-    h = block.conv1(block.nonlinearity(block.norm1(x))) + shift
-    h = block.conv2(block.dropout(block.nonlinearity(block.norm2(h))))
-    return (x if block.conv_shortcut is None else block.conv_shortcut(x)) + h
+    """A plain residual block of diffusers, of x [n, C, H, W] and embeddings [n or m n, d]."""
+    h = block.conv1(block.nonlinearity(block.norm1(x)))
+    x = x if block.conv_shortcut is None else block.conv_shortcut(x)
+    return _sum(_second_half(block, h, temb), x)
+
+
+def _second_half(block: torch.nn.Module, h: torch.Tensor, temb: torch.Tensor) -> torch.Tensor:
+    h = _sum(block.time_emb_proj(block.nonlinearity(temb))[:, :, None, None], h)
+    return block.conv2(block.dropout(block.nonlinearity(block.norm2(h))))
+
+
+def _residual_beside(
+    block: torch.nn.Module, x: torch.Tensor, skip: torch.Tensor, temb: torch.Tensor
+) -> torch.Tensor:
+    """`_residual` of x [m n, C, H, W] beside skip [n, D, H, W], each image of it beside m of x."""
+    norm, c = block.norm1, x.shape[1]
+
+    def active(part: torch.Tensor, channels: slice) -> torch.Tensor:
+        groups = norm.num_groups * part.shape[1] // norm.num_channels
+        part = functional.group_norm(part, groups, norm.weight[channels], norm.bias[channels], norm.eps)
+        return block.nonlinearity(part)
+
+    def convolved(conv: torch.nn.Conv2d, own: torch.Tensor, aside: torch.Tensor) -> torch.Tensor:
+        seen = functional.conv2d(own, conv.weight[:, :c], conv.bias, padding=conv.padding)
+        return _sum(seen, functional.conv2d(aside, conv.weight[:, c:], padding=conv.padding))
+
+    h = convolved(block.conv1, active(x, slice(0, c)), active(skip, slice(c, None)))
+    return convolved(block.conv_shortcut, x, skip) + _second_half(block, h, temb)
+
+
+def _sum(x: torch.Tensor, aside: torch.Tensor) -> torch.Tensor:
+    """Of x [n or m n, ...] and aside [n, ...], whose rows are added to m of x each, in turn."""
+    if len(x) == len(aside):
+        return x + aside
+    return (x.unflatten(0, (-1, len(aside))) + aside).flatten(0, 1)
 
 
 def _residual_dense_backwards(block: torch.nn.Module, x: torch.Tensor, temb: torch.Tensor) -> torch.Tensor:
@@ -104,6 +163,12 @@ def _group_norm(norm: torch.nn.GroupNorm, x: torch.Tensor) -> torch.Tensor:
     return x * scale.reshape(a_channel) + shift.reshape(a_channel)
 
 
+def _upsamplers(unet: torch.nn.Module) -> list[torch.nn.Module]:
+    from diffusers.models.upsampling import Upsample2D
+
+    return [m for m in unet.modules() if isinstance(m, Upsample2D) and _is_convolution_of_doubled(m)]
+
+
 def _is_convolution_of_doubled(block: torch.nn.Module) -> bool:
     """Whether upsampling has no more in it than `_upsample`."""
     return (
@@ -113,14 +178,84 @@ def _is_convolution_of_doubled(block: torch.nn.Module) -> bool:
 
 
 def _upsample(block: torch.nn.Module, x: torch.Tensor, output_size: object = None) -> torch.Tensor:
-    """Each pixel twice in both directions, and a convolution.
-
-    Raises:
-        ValueError: for an `output_size`, which sides that are no power of two would need.
-    """
-    if output_size is not None:
-        raise ValueError(f"upsampling doubles, and cannot make {output_size}")
+    """Each pixel twice in both directions, and a convolution."""
+    _only_doubles(output_size)
     n, c, height, width = x.shape
     pixels = x.permute(0, 2, 3, 1)[:, :, None, :, None, :].expand(n, height, 2, width, 2, c)
     doubled = pixels.reshape(n, 2 * height, 2 * width, c).permute(0, 3, 1, 2)
     return _dense_backwards(block.conv(doubled))
+
+
+def _upsample_transposed(
+    block: torch.nn.Module, x: torch.Tensor, output_size: object = None
+) -> torch.Tensor:
+    """The same, by one transposed convolution."""
+    _only_doubles(output_size)
+    if min(x.shape[2:]) < LEAST_SIDE:
+        return block.conv(functional.interpolate(x, scale_factor=2.0, mode="nearest"))
+    with torch.autocast(x.device.type, enabled=False):
+        weight = block.conv.weight
+        rows = weight.new_tensor(DOUBLED)
+        kernel = (weight.flatten(2) @ torch.kron(rows, rows).T).unflatten(2, (4, 4)).transpose(0, 1)
+    return functional.conv_transpose2d(x, kernel, block.conv.bias, stride=2, padding=1)
+
+
+def _only_doubles(output_size: object) -> None:
+    """Raises ValueError for an `output_size`, which sides that are no power of two would need."""
+    if output_size is not None:
+        raise ValueError(f"upsampling doubles, and cannot make {output_size}")
+
+
+def _shares(unet: torch.nn.Module) -> bool:
+    """Whether the first and the last block are as `_forward_once` takes them apart."""
+    first, last = unet.down_blocks[0].resnets[0], unet.up_blocks[-1].resnets[-1]
+    channels, norm = unet.conv_in.out_channels, last.norm1
+    return (
+        _is_plain(first) and _is_plain(last) and last.conv_shortcut is not None
+        and channels % (norm.num_channels // norm.num_groups) == 0
+    )
+
+
+def _forward_repeated(
+    unet: torch.nn.Module, sample: torch.Tensor, timestep: torch.Tensor, class_labels: torch.Tensor
+) -> object:
+    """diffusers' own forward pass, each image once a label."""
+    each = len(class_labels) // len(sample)
+    return type(unet).forward(unet, sample.repeat(each, 1, 1, 1), timestep.repeat(each), class_labels)
+
+
+def _forward_once(
+    unet: torch.nn.Module, sample: torch.Tensor, timestep: torch.Tensor, class_labels: torch.Tensor
+) -> object:
+    """The same, of which each image's own part is computed once."""
+    if len(sample) == len(class_labels):
+        return type(unet).forward(unet, sample, timestep, class_labels)
+    from diffusers.models.unets.unet_2d import UNet2DOutput
+
+    embedded = unet.time_embedding(unet.time_proj(timestep).to(unet.dtype))
+    labels = unet.class_embedding(class_labels).to(unet.dtype)
+    temb = embedded.repeat(len(labels) // len(embedded), 1) + labels
+    x = unet.conv_in(sample)
+    skips = (x,)
+    for block in unet.down_blocks:
+        x, more = block(x, temb)
+        skips += more
+    x = unet.mid_block(x, temb)
+    for block in unet.up_blocks[:-1]:
+        own, skips = skips[-len(block.resnets) :], skips[: -len(block.resnets)]
+        x = block(x, own, temb)
+    x = _last_block(unet.up_blocks[-1], x, skips, temb)
+    return UNet2DOutput(sample=unet.conv_out(unet.conv_act(unet.conv_norm_out(x))))
+
+
+def _last_block(
+    block: torch.nn.Module, x: torch.Tensor, skips: tuple[torch.Tensor, ...], temb: torch.Tensor
+) -> torch.Tensor:
+    """The last up block, at full resolution, whose last skip is the first convolution's output."""
+    attentions = getattr(block, "attentions", [torch.nn.Identity()] * len(skips))
+    for resnet, attention, skip in zip(block.resnets, attentions, reversed(skips), strict=True):
+        if len(skip) == len(x):
+            x = attention(resnet(torch.cat([x, skip], dim=1), temb))
+        else:
+            x = attention(_residual_beside(resnet, x, skip, temb))
+    return x

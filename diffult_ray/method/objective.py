@@ -144,7 +144,8 @@ class Objective:
         """Loss [n] of each image.
 
         Args:
-            network: (images and planes of conditions, times [n], labels [n]) -> the U-Net's output, float32.
+            network: (images and planes of conditions, times [n], labels [m n]) -> the U-Net's output [m n],
+                float32, of m labels for each image, in turn; m is 2 for the regulariser.
             x: images [n, C, H, W] in [-1, 1].
             drawn: of these images.
         """
@@ -203,8 +204,6 @@ def _predictions(
     shown = _shown(noisy, drawn)
     if drawn.others is None:
         return network(shown, drawn.levels, drawn.labels), None
-    both = network(
-        shown.repeat(2, 1, 1, 1), drawn.levels.repeat(2), torch.cat([drawn.labels, drawn.others])
-    )
+    both = network(shown, drawn.levels, torch.cat([drawn.labels, drawn.others]))
     predicted, other = both.chunk(2)
     return predicted, other

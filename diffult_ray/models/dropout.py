@@ -1,22 +1,25 @@
-"""Dropout whose masks a processor draws four times as fast."""
+"""Dropout whose masks a processor draws several times as fast."""
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 
 class Dropout(torch.nn.Dropout):
-    """On a CPU with 16 random bits an element, four elements a draw; elsewhere torch's own.
+    """On a CPU with 16 random bits an element, four elements a draw; elsewhere, or compiled, torch's own.
 
-    There p is a multiple of 2^-16. It has no weights: networks with either are saved alike.
+    There p is a multiple of 2^-16, and the bits are those of SFC64, seeded by torch's generator. It has no
+    weights: networks with either are saved alike.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         dropped = round(self.p * 2**16)
-        if x.device.type != "cpu" or not self.training or not 0 < dropped < 2**16:
+        on_cpu = x.device.type == "cpu" and not torch.compiler.is_compiling()
+        if not on_cpu or not self.training or not 0 < dropped < 2**16:
             return super().forward(x)
-        draws = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
-        kept = draws.view(torch.int16)[: x.numel()].view(x.shape) >= dropped - 2**15
+        bits = np.random.SFC64(int(torch.randint(2**63 - 1, ()))).random_raw((x.numel() + 3) // 4)
+        kept = torch.from_numpy(bits.view(np.int16))[: x.numel()].view(x.shape) >= dropped - 2**15
         return x * kept.to(x.dtype).mul_(1 / (1 - dropped / 2**16))
 
 

@@ -109,7 +109,7 @@ def wanted():
         drawn = type(drawn)(**{
             k: v.double() if v is not None and v.is_floating_point() else v for k, v in vars(drawn).items()
         })
-        model = unet().double()
+        model = device.tuned(unet(), Allotment(tuned=False)).double()
         losses = objective.losses(lambda x, t, y, m=model: m(x, t, y).sample, images, drawn)
         losses.mean().backward()
         gradients = torch.cat([p.grad.flatten() for p in model.parameters()])
