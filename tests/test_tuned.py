@@ -124,8 +124,9 @@ def test_a_group_norm_of_channels_far_from_zero_loses_nothing():
     torch.testing.assert_close(norm(x).double(), usual, rtol=1e-4, atol=1e-3)
 
 
-@pytest.mark.parametrize("n", [4, 64])  # diffusers makes 64 images contiguous before it upsamples them
-def test_what_is_compiled_for_a_gpu_stays_channels_last(n):
+# diffusers makes 64 images contiguous before it upsamples them.
+@pytest.mark.parametrize(("n", "each"), [(4, 1), (64, 1), (4, 2)])
+def test_what_is_compiled_for_a_gpu_stays_channels_last(n, each):
     """Inputs of all convolutions and the gradients of their outputs, as torch.compile lays them out."""
     from functorch.compile import make_boxed_func
     from torch._dynamo.backends.common import aot_autograd
@@ -145,7 +146,7 @@ def test_what_is_compiled_for_a_gpu_stays_channels_last(n):
     backend = aot_autograd(fw_compiler=record, bw_compiler=record, decompositions=select_decomp_table())
     called = torch.compile(model, backend=backend, dynamic=False)
     x = torch.randn(n, 3, 16, 16).contiguous(memory_format=torch.channels_last)
-    called(x, torch.arange(n), torch.zeros(n, dtype=torch.long)).sample.square().mean().backward()
+    called(x, torch.arange(n), torch.zeros(n * each, dtype=torch.long)).sample.square().mean().backward()
     convolutions = sum(isinstance(module, torch.nn.Conv2d) for module in model.modules())
     assert len(layouts) == 2 and all(found == [True] * (2 * convolutions) for found in layouts.values())
 

@@ -221,7 +221,12 @@ def _forward_repeated(
 ) -> object:
     """diffusers' own forward pass, each image once a label."""
     each = len(class_labels) // len(sample)
-    return type(unet).forward(unet, sample.repeat(each, 1, 1, 1), timestep.repeat(each), class_labels)
+    if each > 1:  # repeating loses the layout
+        lasts = sample.is_contiguous(memory_format=torch.channels_last)
+        layout = torch.channels_last if lasts else torch.contiguous_format
+        sample = sample.repeat(each, 1, 1, 1).contiguous(memory_format=layout)
+        timestep = timestep.repeat(each)
+    return type(unet).forward(unet, sample, timestep, class_labels)
 
 
 def _forward_once(
