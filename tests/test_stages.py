@@ -146,11 +146,12 @@ def test_a_guided_generator_is_trained_beside_its_extractor_and_sampled(
         assert len(pixels) == pools[0].num_rows > 0 and pixels.std() > 20
 
 
+@pytest.mark.parametrize("dropout", [0, 0.2])
 def test_a_killed_training_worker_goes_on_from_its_checkpoint(
-    cluster, experiment, store, tmp_path, monkeypatch
+    cluster, experiment, store, tmp_path, monkeypatch, dropout
 ):
     """The run that was hit ends with the weights of the run that was not."""
-    overrides = ["generator.steps=600", "resources.generator.workers=1"]
+    overrides = ["generator.steps=600", "resources.generator.workers=1", f"generator.dropout={dropout}"]
     undisturbed = build(pipeline.generator(experiment(*overrides)), store)
     hit = Store(tmp_path)
     stage = pipeline.generator(experiment(*overrides, "tune.seed=0"))
@@ -225,13 +226,18 @@ def test_more_images_a_class_begin_with_those_of_fewer(cluster, experiment, stor
 def test_a_generator_of_fewer_steps_is_a_prefix(cluster, experiment, tmp_path):
     from diffult_ray.build import build_together
 
-    short, long = (pipeline.generator(experiment(f"generator.steps={n}")) for n in (30, 60))
+    """Also of one that goes on from what is stored, with dropout of its own."""
+    short, long = (
+        pipeline.generator(experiment(f"generator.steps={n}", "generator.dropout=0.3")) for n in (30, 60)
+    )
     together, alone = Store(tmp_path / "together"), Store(tmp_path / "alone")
     build(short.inputs["split"], together)
     build_together([short, long], together)
-    expected = weights(build(short, alone))
-    found = weights(together.folder(short))
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    for stage, trained in ((short, 30), (long, 30)):
+        folder = build(stage, alone)
+        assert files.read_json(folder / "summary.json")["trained_now"] == trained
+        expected, found = weights(folder), weights(together.folder(stage))
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 def test_the_same_classifier_in_its_own_process_and_in_a_task(cluster, experiment, store, tmp_path):
