@@ -1,6 +1,7 @@
 """Loss curves with and without each optimisation, beside what another seed does to them.
 
-    python tests/benchmarks/curves.py --root DIR [--seeds 3] [--only SWITCH ...] [--figure FILE.png]
+    python tests/benchmarks/curves.py --root DIR [--seeds 3] [--stage generator|classifier]
+                                      [--only SWITCH ...] [--figure FILE.png]
 
 CIFAR100-LT (imbalance factor 100) in DIR. The generator (a U-Net of 32-64 channels with attention at 16x16
 and the regulariser, batch 32) and the classifier (ResNet-32, batch 128), each with what its defaults pick,
@@ -88,8 +89,9 @@ def root_mean_square(pairs: list[tuple[np.ndarray, np.ndarray]]) -> float:
 def draw(found: dict[str, dict[str, np.ndarray]], path: Path) -> None:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    for axes, (stage, curves) in zip(figure.subplots(1, 2), found.items(), strict=True):
+    figure = Figure(figsize=(4.5 * len(found), 3.6), layout="constrained")
+    panels = figure.subplots(1, len(found), squeeze=False)[0]
+    for axes, (stage, curves) in zip(panels, found.items(), strict=True):
         steps = (np.arange(POINTS) + 0.5) * STEPS[stage] / POINTS
         styles = itertools.cycle(["-", "--", ":", "-.", (0, (1, 4))])
         for number, ((name, seeds), style) in enumerate(zip(curves.items(), styles, strict=False)):
@@ -105,6 +107,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--root", required=True)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--stage", choices=list(SWITCHES), help="only that one")
     parser.add_argument("--only", nargs="+", metavar="SWITCH", help="such as 'precision: bf16'")
     parser.add_argument("--figure", type=Path)
     given = parser.parse_args()
@@ -112,6 +115,8 @@ def main() -> None:
     context = multiprocessing.get_context("spawn")
     with context.Pool(1, maxtasksperchild=1) as apart:
         for stage, switches in SWITCHES.items():
+            if given.stage not in (None, stage):
+                continue
             found[stage] = {
                 name: np.array([
                     apart.apply(curve, (given.root, seed, stage, switch))
