@@ -115,6 +115,20 @@ def test_a_processor_convolves_less_for_a_second_label_and_for_what_is_upsampled
     assert 2 * products(tuned, labels) - products(tuned, both) == once
 
 
+def test_in_bf16_a_tuned_network_is_as_near_float32_as_an_untuned_one():
+    """Output and gradients for two labels an image; of bf16's 8 bits, sums of weights lose no more."""
+    x, times, labels = batch()
+    found = []
+    for tuned, precision in ((False, "float32"), (False, "bf16"), (True, "bf16")):
+        model = device.tuned(network(), Allotment(tuned=tuned))
+        with device.autocast(CPU, precision, 16):
+            output = model(x, times, torch.cat([labels, (labels + 1) % 4])).sample.float()
+        (output * torch.linspace(-1, 1, output.numel()).view(output.shape)).sum().backward()
+        found.append([output.detach(), torch.cat([p.grad.flatten() for p in model.parameters()])])
+    for exact, usual, ours in zip(*found, strict=True):
+        assert 0 < (ours - exact).norm() < 1.2 * (usual - exact).norm() < 0.03 * exact.norm()
+
+
 def test_a_group_norm_of_channels_far_from_zero_loses_nothing():
     """Its variance is no difference of large numbers."""
     model = device.tuned(network(), Allotment(gpus=1, compile=True))
