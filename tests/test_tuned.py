@@ -139,7 +139,7 @@ def test_a_group_norm_of_channels_far_from_zero_loses_nothing():
 
 
 # diffusers makes 64 images contiguous before it upsamples them.
-@pytest.mark.parametrize(("n", "each"), [(4, 1), (64, 1), (4, 2)])
+@pytest.mark.parametrize(("n", "each"), [(64, 1), (4, 2)])
 def test_what_is_compiled_for_a_gpu_stays_channels_last(n, each):
     """Inputs of all convolutions and the gradients of their outputs, as torch.compile lays them out."""
     from functorch.compile import make_boxed_func
