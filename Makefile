@@ -28,7 +28,7 @@ test: setup lint
 slow: setup
 	$(BIN)/python -m pytest -m slow
 
-# A part of it that CI runs, too, a quarter of an hour: stages, methods and data without kills.
+# A part of it that CI runs, too, 15 to 21 minutes: stages, methods and data without kills.
 STEADY := $(addprefix tests/test_,stages.py folder_of_digits.py methods.py inception.py preflight.py)
 
 steady: setup

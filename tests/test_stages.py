@@ -224,9 +224,7 @@ def test_more_images_a_class_begin_with_those_of_fewer(cluster, experiment, stor
 
 
 def test_a_generator_of_fewer_steps_is_a_prefix(cluster, experiment, tmp_path):
-    from diffult_ray.build import build_together
-
-    """Also of one that goes on from what is stored, with dropout of its own."""
+    """Also where the longer goes on from what is stored of the shorter, with dropout."""
     short, long = (
         pipeline.generator(experiment(f"generator.steps={n}", "generator.dropout=0.3")) for n in (30, 60)
     )

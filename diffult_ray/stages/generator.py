@@ -89,7 +89,7 @@ def _loop(run: Run, payload: Mapping[str, Any]) -> None:
         x = augment(images(step), mirrored).float() / 127.5 - 1
         coins = generator(seed, "label drop", step)
         drawn = objective.draw(labels[index], x.shape[1:], rng, coins).only(mine)
-        if config["dropout"] > 0:  # by torch's own generators, wherever this run began
+        if config["dropout"] > 0:  # drawn from torch's own generators: the same wherever this run began
             torch.manual_seed(stream(seed, "dropout", step, run.rank))
         optimizer.zero_grad(set_to_none=True)
         loss = 0.0
