@@ -51,7 +51,7 @@ def test_tuned_is_the_same_function(given):
 
 def test_weights_that_are_rounded_once_are_those_that_autocast_rounds_each_time():
     each_time = output(device.tuned(network(), Allotment()), "bf16")
-    once = device.tuned(network(), Allotment(), bf16_only=True)
+    once = device.tuned(network(), Allotment(), rounded=True, trains=False)
     assert once.dtype == torch.float32 and once.conv_out.weight.dtype == torch.bfloat16
     assert torch.equal(output(once, "bf16"), each_time)
     torch.testing.assert_close(each_time, output(network(), "float32"), rtol=0.05, atol=0.05)

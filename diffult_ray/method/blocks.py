@@ -5,10 +5,13 @@ Each stands in for `forward` of a module, bound to it, so that weights and their
 
 from __future__ import annotations
 
+from functools import partial
 from types import MethodType
 
 import torch
 from torch.nn import functional
+
+from diffult_ray.method import winograd
 
 # Doubled pixels behind a 3x3 convolution are a transposed one of 4x4. In a row: of u, of w.
 DOUBLED = ((0, 0, 1), (0, 1, 1), (1, 1, 0), (1, 0, 0))
@@ -50,6 +53,18 @@ def transposed_upsampling(unet: torch.nn.Module) -> None:
     """
     for module in _upsamplers(unet):
         module.forward = MethodType(_upsample_transposed, module)
+
+
+def winograd_convolutions(unet: torch.nn.Module) -> None:
+    """3x3 convolutions by Winograd's algorithm where they are wide enough and a C compiler is at hand."""
+    wide = [module for module in unet.modules() if winograd.takes(module)]
+    for module in wide if wide and winograd.available() else []:
+        module.forward = MethodType(_winograd, module)
+
+
+def has_winograd(unet: torch.nn.Module) -> bool:
+    """Whether some convolutions are Winograd's, which are made for channels-last images."""
+    return any(_is_winograd(module) for module in unet.modules())
 
 
 def several_labels(unet: torch.nn.Module, *, once: bool) -> None:
@@ -95,6 +110,14 @@ def _dense_backwards(x: torch.Tensor) -> torch.Tensor:
     return x.permute(0, 2, 3, 1).reshape(n, -1).view(n, height, width, c).permute(0, 3, 1, 2)
 
 
+def _winograd(conv: torch.nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
+    return winograd.conv2d(x, conv.weight, conv.bias)
+
+
+def _is_winograd(module: torch.nn.Module) -> bool:
+    return getattr(module.forward, "__func__", None) is _winograd
+
+
 def _is_plain(block: torch.nn.Module) -> bool:
     """Whether a residual block has no more in it than `_residual`."""
     return (
@@ -127,8 +150,8 @@ def _residual_beside(
         return block.nonlinearity(part)
 
     def convolved(conv: torch.nn.Conv2d, own: torch.Tensor, aside: torch.Tensor) -> torch.Tensor:
-        seen = functional.conv2d(own, conv.weight[:, :c], conv.bias, padding=conv.padding)
-        return _sum(seen, functional.conv2d(aside, conv.weight[:, c:], padding=conv.padding))
+        by = winograd.conv2d if _is_winograd(conv) else partial(functional.conv2d, padding=conv.padding)
+        return _sum(by(own, conv.weight[:, :c], conv.bias), by(aside, conv.weight[:, c:]))
 
     h = convolved(block.conv1, active(x, slice(0, c)), active(skip, slice(c, None)))
     return convolved(block.conv_shortcut, x, skip) + _second_half(block, h, temb)

@@ -125,31 +125,41 @@ def uses_bf16(device: torch.device, precision: str, image_size: int) -> bool:
 
 
 def memory_format(
-    device: torch.device, image_size: int, *, network: str, trains: bool = True
+    device: torch.device,
+    image_size: int,
+    *,
+    network: str,
+    trains: bool = True,
+    model: torch.nn.Module | None = None,
 ) -> torch.memory_format:
     """channels-last where it pays: on GPUs, and on CPUs from 16 pixels on, but not where a U-Net trains.
 
     On a CPU a U-Net with its group norms and concatenations trains faster contiguous (bf16 at 32x32:
-    1.7 times against 1.2 times, tests/benchmarks/precision.py).
+    1.7 times against 1.2 times, tests/benchmarks/precision.py), but for one with Winograd's convolutions.
 
     Args:
         network: "classifier" or "unet".
+        model: the network itself, which `tuned` has arranged.
     """
-    lasts = network == "classifier" or not trains
+    lasts = network == "classifier" or not trains or (model is not None and blocks.has_winograd(model))
     pays = device.type == "cuda" or (lasts and _is_large(device, image_size))
     return torch.channels_last if pays else torch.contiguous_format
 
 
-def tuned(model: torch.nn.Module, given: Allotment, *, bf16_only: bool = False) -> torch.nn.Module:
+def tuned(
+    model: torch.nn.Module, given: Allotment, *, rounded: bool = False, trains: bool = True
+) -> torch.nn.Module:
     """A diffusers U-Net as it is fastest on the device at hand; the same function but for rounding.
 
     In any case it takes m n labels for n images, as `blocks.several_labels` has it. Residual blocks do
     without what a plain one has no use for. Compiled on a GPU, all stays channels-last. On a CPU attention
     goes through plain matrix products: torch's fused kernel is made for long sequences, and took 1.7 times
-    as long for the 256 positions of 16x16; upsampling is one transposed convolution.
+    as long for the 256 positions of 16x16; upsampling is one transposed convolution; and wide convolutions
+    are Winograd's, but in bf16, whose 8 bits the transforms would spend.
 
     Args:
-        bf16_only: it is only evaluated, under bf16 autocast: its weights are rounded now, and not each time.
+        rounded: it runs under bf16 autocast.
+        trains: or is only evaluated, so that its weights can be rounded now, and not each time.
     """
     on_cpu = given.tuned and given.gpus <= 0
     blocks.several_labels(model, once=on_cpu)
@@ -162,7 +172,9 @@ def tuned(model: torch.nn.Module, given: Allotment, *, bf16_only: bool = False) 
         blocks.transposed_upsampling(model)
     if on_cpu and _attends(model) <= FEW_POSITIONS:
         blocks.plain_attention(model)
-    if bf16_only:
+    if on_cpu and not rounded and not given.compile:
+        blocks.winograd_convolutions(model)
+    if rounded and not trains:
         for name, module in model.named_modules():
             # The first weights tell diffusers the type of its embeddings, which stay as they are; those of
             # upsampling are summed before they are rounded.

@@ -36,7 +36,8 @@ class Sampler:
         model = UNet2DModel.from_pretrained(unet, local_files_only=True, low_cpu_mem_usage=False)
         size = model.config.sample_size
         self.layout = device.memory_format(self.device, size, network="unet", trains=False)
-        model = device.tuned(model, given, bf16_only=device.uses_bf16(self.device, "auto", size))
+        rounded = device.uses_bf16(self.device, "auto", size)
+        model = device.tuned(model, given, rounded=rounded, trains=False)
         self.model = model.to(self.device, memory_format=self.layout).eval()
         self.batch = device.images_at_once(model, self.device, given, guided=self.guidance > 0)
         self._run = device.compiled(self.model, given)

@@ -148,7 +148,7 @@ def test_an_evaluation_with_rounded_weights_and_with_tf32(gpu):
         wanted = unet().double().eval()(images, times, labels).sample
         arguments = images.float().to(gpu), times.to(gpu), labels.to(gpu)
         assert error(unet().eval().to(gpu)(*arguments).sample, wanted) < TF32
-        model = device.tuned(unet().eval(), Allotment(gpus=1), bf16_only=True)
+        model = device.tuned(unet().eval(), Allotment(gpus=1), rounded=True, trains=False)
         model = model.to(gpu, memory_format=torch.channels_last)
         for given in (Allotment(gpus=1), Allotment(gpus=1, compile=True, graphs=True)):
             with device.autocast(gpu, "auto", 32):

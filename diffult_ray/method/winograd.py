@@ -1,0 +1,172 @@
+"""3x3 convolutions on a processor with a quarter of the products: Winograd's F(4x4, 3x3).
+
+Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016 (arXiv:1509.09308). oneDNN's
+convolutions, which are torch's, multiply directly. The products are torch's own; the transforms before and
+behind them are C, in winograd.c, which each process that needs them compiles for its processor (0.6 s).
+Without a compiler convolutions stay torch's. float32 ends some 3e-6 from float64 instead of 3e-7.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import subprocess
+import tempfile
+import warnings
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+SOURCE = Path(__file__).with_suffix(".c")
+FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
+NUMBERS, SIDE, LANES = 36, 4, 16  # of a tile; pixels that are its own; channels at a time in winograd.c
+FEWEST_CHANNELS, FEWEST_TILES = 64, 64  # below, a direct convolution is as fast: docs/RESULTS.md
+TILES = 128  # at a time, so that what lies between two steps stays in the cache
+
+
+def available() -> bool:
+    """Whether the transforms could be compiled; tried once a process."""
+    return _compiled() is not None
+
+
+def takes(conv: torch.nn.Module) -> bool:
+    """Whether a layer is a convolution of the kind, wide enough that it pays."""
+    return (
+        isinstance(conv, torch.nn.Conv2d) and conv.kernel_size == (3, 3) and conv.stride == (1, 1)
+        and conv.padding == (1, 1) and conv.dilation == (1, 1) and conv.groups == 1
+        and all(n >= FEWEST_CHANNELS and n % LANES == 0 for n in (conv.in_channels, conv.out_channels))
+    )
+
+
+def conv2d(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """`functional.conv2d` with a padding of 1.
+
+    Direct where Winograd's does not apply or pay: for another type than float32 and under autocast, for
+    heights and widths that 4 does not divide, for channels that 16 does not, and for few pixels.
+
+    Args:
+        x: [n, C, H, W]; taken as channels-last.
+        weight: [K, C, 3, 3]; taken as channels-last.
+        bias: [K].
+
+    Returns:
+        [n, K, H, W], in channels-last.
+    """
+    n, c, height, width = x.shape
+    divides = not (height % SIDE or width % SIDE or c % LANES or len(weight) % LANES)
+    pays = divides and n * height * width >= FEWEST_TILES * SIDE**2
+    if x.dtype != torch.float32 or torch.is_autocast_enabled(x.device.type) or not pays:
+        return functional.conv2d(x, weight, bias, padding=1)
+    found = _Convolution.apply(_lasts(x), _lasts(weight), bias)
+    assert isinstance(found, torch.Tensor)
+    return found
+
+
+class _Convolution(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, bias):
+        ctx.save_for_backward(x, weight)
+        c, (k, kernels) = _compiled(), (len(weight), _kernels_turned(weight))
+        y = torch.empty((len(x), k, *x.shape[2:]), memory_format=torch.channels_last)
+        v_space, m_space = _space(x, x.shape[1]), _space(x, k)
+        for some in _shares(x):
+            v, m = v_space(x[some]), m_space(x[some])
+            c.tiles(_at(x[some]), _at(v), *_sizes(x[some]))
+            torch.bmm(v, kernels, out=m)
+            c.pixels(_at(m), None if bias is None else _at(bias), _at(y[some]), *_sizes(y[some]))
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        x, weight = ctx.saved_tensors
+        c, kernels, grad = _compiled(), _kernels(weight), _lasts(grad)
+        for_x, for_kernels = torch.empty_like(x), torch.empty_like(kernels)
+        v_space, m_space = _space(x, x.shape[1]), _space(x, len(weight))
+        for some in _shares(x):
+            v, m = v_space(x[some]), m_space(x[some])
+            c.tiles(_at(x[some]), _at(v), *_sizes(x[some]))
+            c.pixels_adjoint(_at(grad[some]), _at(m), *_sizes(grad[some]))
+            torch.baddbmm(for_kernels, m.transpose(1, 2), v, beta=int(some.start > 0), out=for_kernels)
+            if ctx.needs_input_grad[0]:
+                torch.bmm(m, kernels, out=v)
+                c.tiles_adjoint(_at(v), _at(for_x[some]), *_sizes(x[some]))
+        for_weight = torch.empty_like(weight)
+        c.kernels_adjoint(_at(for_kernels), _at(for_weight), *_size_t(*weight.shape[:2]))
+        return for_x, for_weight, grad.sum((0, 2, 3)) if ctx.needs_input_grad[2] else None
+
+
+def _kernels(weight: torch.Tensor) -> torch.Tensor:
+    """[K, C, 3, 3] as [36, K, C]: for products of K, which are faster by rows than by columns."""
+    k, c = weight.shape[:2]
+    u = torch.empty(NUMBERS, k, c)
+    _compiled().kernels(_at(weight), _at(u), *_size_t(k, c), 0)
+    return u
+
+
+def _kernels_turned(weight: torch.Tensor) -> torch.Tensor:
+    """[K, C, 3, 3] as [36, C, K]: for products of C."""
+    k, c = weight.shape[:2]
+    turned, u = weight.permute(0, 2, 3, 1).reshape(k, -1).t().contiguous(), torch.empty(NUMBERS, c, k)
+    _compiled().kernels(_at(turned), _at(u), *_size_t(c, k), 1)
+    return u
+
+
+def _shares(x: torch.Tensor) -> list[slice]:
+    """Of images [n, C, H, W], those at a time."""
+    return [slice(first, first + _at_once(x)) for first in range(0, len(x), _at_once(x))]
+
+
+def _at_once(x: torch.Tensor) -> int:
+    return min(len(x), max(1, TILES * SIDE**2 // (x.shape[2] * x.shape[3])))
+
+
+def _space(x: torch.Tensor, channels: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Memory for [36, tiles, channels] of some images at a time, the same for all."""
+    tiles = x.shape[2] * x.shape[3] // SIDE**2
+    memory = torch.empty(NUMBERS * _at_once(x) * tiles * channels)
+
+    def of(images: torch.Tensor) -> torch.Tensor:
+        count = len(images) * tiles
+        return memory[: NUMBERS * count * channels].view(NUMBERS, count, channels)
+
+    return of
+
+
+def _lasts(x: torch.Tensor) -> torch.Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def _at(x: torch.Tensor) -> ctypes.c_void_p:
+    return ctypes.c_void_p(x.data_ptr())
+
+
+def _sizes(images: torch.Tensor) -> list[ctypes.c_size_t]:
+    n, channels, height, width = images.shape
+    return _size_t(n, height, width, channels)
+
+
+def _size_t(*numbers: int) -> list[ctypes.c_size_t]:
+    return [ctypes.c_size_t(n) for n in numbers]
+
+
+@cache
+def _compiled() -> ctypes.CDLL | None:
+    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        return None
+    with tempfile.TemporaryDirectory(prefix="diffult-winograd-") as folder:
+        library = Path(folder, "winograd.so")
+        command = [*compiler.split(), *FLAGS, str(SOURCE), "-o", str(library)]
+        try:
+            subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
+            return ctypes.CDLL(str(library))
+        except (OSError, subprocess.SubprocessError) as failure:
+            told = getattr(failure, "stderr", None) or str(failure)
+            warnings.warn(f"convolutions stay torch's: {told.strip().splitlines()[0]}", stacklevel=2)
+            return None
