@@ -1,7 +1,8 @@
 /* Winograd's transforms for F(4x4, 3x3) of float32 images in channels-last, and their adjoints.
 
-   A tile is 6x6 pixels that lie 4 apart; of it, or of a kernel, come 36 numbers for each channel, kept as
-   [36, tiles or kernels, channels]. The matrices are those of Lavin and Gray (2016), for the points 0, 1,
+   A tile is 6x6 pixels, and the next lies 4 further; of it, or of a kernel, come 36 numbers for each channel.
+   Tiles that are to be factors of products are kept as [tiles, 36, channels], where one's numbers lie close
+   together; products come as [36, tiles, channels]. The matrices are those of Lavin and Gray (2016), for the points 0, 1,
    -1, 2, -2 and infinity. Channels are a multiple of 16, heights and widths of 4. */
 
 #include <stddef.h>
@@ -126,10 +127,10 @@ INLINE void within(size_t place, size_t most, int *first, int *last)
     *last = place + PIXELS == most ? TILE - 1 : TILE;
 }
 
-/* x [n, height, width, channels] to v [36, tiles, channels]; beyond an image's border there are zeros. */
+/* x [n, height, width, channels] to v [tiles, 36, channels]; beyond an image's border there are zeros. */
 void tiles(const float *x, float *v, size_t n, size_t height, size_t width, size_t channels)
 {
-    size_t across = width / PIXELS, down = height / PIXELS, count = n * down * across, apart = count * channels;
+    size_t across = width / PIXELS, down = height / PIXELS, count = n * down * across, apart = channels, next = TILE * TILE * channels;
     ptrdiff_t below = width * channels, beside = channels;
 #pragma omp parallel for schedule(static)
     for (size_t t = 0; t < count; t++) {
@@ -140,7 +141,7 @@ void tiles(const float *x, float *v, size_t n, size_t height, size_t width, size
         int inside = bottom - top == TILE && right - left == TILE;
         LOCAL tile[TILE * TILE * LANES] = {0};
         for (size_t c = 0; c < channels; c += LANES) {
-            float *to = v + t * channels + c;
+            float *to = v + t * next + c;
             if (inside) {
                 both(from_tile, TILE, first + c, below, beside, TILE, to, TILE * apart, apart, NULL);
                 continue;
@@ -153,7 +154,8 @@ void tiles(const float *x, float *v, size_t n, size_t height, size_t width, size
     }
 }
 
-/* Its adjoint: what tiles have in common is added up. A thread has images, or channels of them, of its own. */
+/* Its adjoint, of v [36, tiles, channels]: what tiles have in common is added up. A thread has images, or
+   channels of them, of its own. */
 void tiles_adjoint(const float *v, float *x, size_t n, size_t height, size_t width, size_t channels)
 {
     size_t across = width / PIXELS, down = height / PIXELS, own = down * across, apart = n * own * channels;
@@ -197,15 +199,16 @@ void pixels(const float *m, const float *bias, float *y, size_t n, size_t height
     }
 }
 
+/* Its adjoint, to m [tiles, 36, channels]. */
 void pixels_adjoint(const float *y, float *m, size_t n, size_t height, size_t width, size_t channels)
 {
-    size_t count = n * (height / PIXELS) * (width / PIXELS), apart = count * channels;
+    size_t count = n * (height / PIXELS) * (width / PIXELS), apart = channels, next = TILE * TILE * channels;
 #pragma omp parallel for schedule(static)
     for (size_t t = 0; t < count; t++) {
         const float *from = y + corner(t, height, width, channels);
         for (size_t c = 0; c < channels; c += LANES)
             both(to_pixels_adjoint, PIXELS, from + c, width * channels, channels,
-                 TILE, m + t * channels + c, TILE * apart, apart, NULL);
+                 TILE, m + t * next + c, TILE * apart, apart, NULL);
     }
 }
 

@@ -14,7 +14,6 @@ import shutil
 import subprocess
 import tempfile
 import warnings
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -71,13 +70,13 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias):
         ctx.save_for_backward(x, weight)
-        c, (k, kernels) = _compiled(), (len(weight), _kernels_turned(weight))
+        c, k, kernels = _compiled(), len(weight), _kernels_turned(weight)
         y = torch.empty((len(x), k, *x.shape[2:]), memory_format=torch.channels_last)
-        v_space, m_space = _space(x, x.shape[1]), _space(x, k)
+        memory = _memory(x, x.shape[1]), _memory(x, k)
         for some in _shares(x):
-            v, m = v_space(x[some]), m_space(x[some])
+            v, m = (_products(each, x[some]) for each in memory)
             c.tiles(_at(x[some]), _at(v), *_sizes(x[some]))
-            torch.bmm(v, kernels, out=m)
+            torch.bmm(_factors(v), kernels, out=m)
             c.pixels(_at(m), None if bias is None else _at(bias), _at(y[some]), *_sizes(y[some]))
         return y
 
@@ -87,14 +86,15 @@ class _Convolution(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         c, kernels, grad = _compiled(), _kernels(weight), _lasts(grad)
         for_x, for_kernels = torch.empty_like(x), torch.empty_like(kernels)
-        v_space, m_space = _space(x, x.shape[1]), _space(x, len(weight))
+        memory = _memory(x, x.shape[1]), _memory(x, len(weight))
         for some in _shares(x):
-            v, m = v_space(x[some]), m_space(x[some])
+            v, m = (_products(each, x[some]) for each in memory)
             c.tiles(_at(x[some]), _at(v), *_sizes(x[some]))
             c.pixels_adjoint(_at(grad[some]), _at(m), *_sizes(grad[some]))
-            torch.baddbmm(for_kernels, m.transpose(1, 2), v, beta=int(some.start > 0), out=for_kernels)
+            rows = _factors(m).transpose(1, 2)
+            torch.baddbmm(for_kernels, rows, _factors(v), beta=int(some.start > 0), out=for_kernels)
             if ctx.needs_input_grad[0]:
-                torch.bmm(m, kernels, out=v)
+                torch.bmm(_factors(m), kernels, out=v)
                 c.tiles_adjoint(_at(v), _at(for_x[some]), *_sizes(x[some]))
         for_weight = torch.empty_like(weight)
         c.kernels_adjoint(_at(for_kernels), _at(for_weight), *_size_t(*weight.shape[:2]))
@@ -119,23 +119,26 @@ def _kernels_turned(weight: torch.Tensor) -> torch.Tensor:
 
 def _shares(x: torch.Tensor) -> list[slice]:
     """Of images [n, C, H, W], those at a time."""
-    return [slice(first, first + _at_once(x)) for first in range(0, len(x), _at_once(x))]
+    at_once = max(1, TILES * SIDE**2 // (x.shape[2] * x.shape[3]))
+    return [slice(first, first + at_once) for first in range(0, len(x), at_once)]
 
 
-def _at_once(x: torch.Tensor) -> int:
-    return min(len(x), max(1, TILES * SIDE**2 // (x.shape[2] * x.shape[3])))
+def _memory(x: torch.Tensor, channels: int) -> torch.Tensor:
+    """For the tiles of images at a time, used for all: [tiles, 36 channels]."""
+    at_a_time = x[_shares(x)[0]]
+    return torch.empty(at_a_time[:, 0].numel() // SIDE**2, NUMBERS * channels)
 
 
-def _space(x: torch.Tensor, channels: int) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Memory for [36, tiles, channels] of some images at a time, the same for all."""
-    tiles = x.shape[2] * x.shape[3] // SIDE**2
-    memory = torch.empty(NUMBERS * _at_once(x) * tiles * channels)
+def _products(memory: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+    """Of it, what products have of some images [n, C, H, W]: [36, tiles, channels]."""
+    tiles = images[:, 0].numel() // SIDE**2
+    return memory[:tiles].view(NUMBERS, tiles, -1)
 
-    def of(images: torch.Tensor) -> torch.Tensor:
-        count = len(images) * tiles
-        return memory[: NUMBERS * count * channels].view(NUMBERS, count, channels)
 
-    return of
+def _factors(products: torch.Tensor) -> torch.Tensor:
+    """The same, for what is laid out in it as [tiles, 36, channels]."""
+    numbers, tiles, channels = products.shape
+    return products.view(tiles, numbers, channels).transpose(0, 1)
 
 
 def _lasts(x: torch.Tensor) -> torch.Tensor:
