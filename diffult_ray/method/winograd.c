@@ -212,22 +212,37 @@ void pixels_adjoint(const float *y, float *m, size_t n, size_t height, size_t wi
     }
 }
 
-/* w [n, 3, 3, channels], or [3, 3, n, channels] if `inside`, to u [36, n, channels]. */
-void kernels(const float *w, float *u, size_t n, size_t channels, int inside)
+/* w [n, 3, 3, channels] to u [36, n, channels], whose 36 parts lie `apart`. */
+void kernels(const float *w, float *u, size_t apart, size_t n, size_t channels)
 {
-    size_t next = inside ? channels : KERNEL * KERNEL * channels, beside = inside ? n * channels : channels;
-    size_t apart = n * channels;
 #pragma omp parallel for schedule(static)
     for (size_t k = 0; k < n; k++)
         for (size_t c = 0; c < channels; c += LANES)
-            both(from_kernel, KERNEL, w + k * next + c, KERNEL * beside, beside,
+            both(from_kernel, KERNEL, w + k * KERNEL * KERNEL * channels + c, KERNEL * channels, channels,
                  TILE, u + k * channels + c, TILE * apart, apart, NULL);
 }
 
-/* Of the former of the two. */
-void kernels_adjoint(const float *u, float *w, size_t n, size_t channels)
+/* The same to u [36, channels, n]. */
+void kernels_turned(const float *w, float *u, size_t apart, size_t n, size_t channels)
 {
-    size_t apart = n * channels;
+    enum { NEXT = LANES * LANES };
+#pragma omp parallel for collapse(2) schedule(static)
+    for (size_t c = 0; c < channels; c += LANES)
+        for (size_t k = 0; k < n; k += LANES) {
+            LOCAL turned[KERNEL * KERNEL * NEXT];
+            for (int i = 0; i < KERNEL * KERNEL; i++)
+                for (int a = 0; a < LANES; a++)
+                    for (int b = 0; b < LANES; b++)
+                        turned[i * NEXT + b * LANES + a] = w[((k + a) * KERNEL * KERNEL + i) * channels + c + b];
+            for (int b = 0; b < LANES; b++)
+                both(from_kernel, KERNEL, turned + b * LANES, KERNEL * NEXT, NEXT,
+                     TILE, u + (c + b) * n + k, TILE * apart, apart, NULL);
+        }
+}
+
+/* The adjoint of the former of the two. */
+void kernels_adjoint(const float *u, float *w, size_t apart, size_t n, size_t channels)
+{
 #pragma omp parallel for schedule(static)
     for (size_t k = 0; k < n; k++)
         for (size_t c = 0; c < channels; c += LANES)

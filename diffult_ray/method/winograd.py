@@ -70,7 +70,7 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias):
         ctx.save_for_backward(x, weight)
-        c, k, kernels = _compiled(), len(weight), _kernels_turned(weight)
+        c, k, kernels = _compiled(), len(weight), _kernels(weight, turned=True)
         y = torch.empty((len(x), k, *x.shape[2:]), memory_format=torch.channels_last)
         memory = _memory(x, x.shape[1]), _memory(x, k)
         for some in _shares(x):
@@ -84,8 +84,8 @@ class _Convolution(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):
         x, weight = ctx.saved_tensors
-        c, kernels, grad = _compiled(), _kernels(weight), _lasts(grad)
-        for_x, for_kernels = torch.empty_like(x), torch.empty_like(kernels)
+        c, kernels, grad = _compiled(), _kernels(weight, turned=False), _lasts(grad)
+        for_x, for_kernels = torch.empty_like(x), torch.empty(kernels.shape)
         memory = _memory(x, x.shape[1]), _memory(x, len(weight))
         for some in _shares(x):
             v, m = (_products(each, x[some]) for each in memory)
@@ -97,23 +97,20 @@ class _Convolution(torch.autograd.Function):
                 torch.bmm(_factors(m), kernels, out=v)
                 c.tiles_adjoint(_at(v), _at(for_x[some]), *_sizes(x[some]))
         for_weight = torch.empty_like(weight)
-        c.kernels_adjoint(_at(for_kernels), _at(for_weight), *_size_t(*weight.shape[:2]))
+        c.kernels_adjoint(_at(for_kernels), _at(for_weight), *_size_t(for_kernels.stride(0), *weight.shape[:2]))
         return for_x, for_weight, grad.sum((0, 2, 3)) if ctx.needs_input_grad[2] else None
 
 
-def _kernels(weight: torch.Tensor) -> torch.Tensor:
-    """[K, C, 3, 3] as [36, K, C]: for products of K, which are faster by rows than by columns."""
-    k, c = weight.shape[:2]
-    u = torch.empty(NUMBERS, k, c)
-    _compiled().kernels(_at(weight), _at(u), *_size_t(k, c), 0)
-    return u
+def _kernels(weight: torch.Tensor, *, turned: bool) -> torch.Tensor:
+    """[K, C, 3, 3] as [36, K, C] or, turned, as [36, C, K]: products are faster with rows than with columns.
 
-
-def _kernels_turned(weight: torch.Tensor) -> torch.Tensor:
-    """[K, C, 3, 3] as [36, C, K]: for products of C."""
+    Its 36 parts lie no power of two apart, as all would then have the same few places in the caches.
+    """
     k, c = weight.shape[:2]
-    turned, u = weight.permute(0, 2, 3, 1).reshape(k, -1).t().contiguous(), torch.empty(NUMBERS, c, k)
-    _compiled().kernels(_at(turned), _at(u), *_size_t(c, k), 1)
+    rows, columns = (c, k) if turned else (k, c)
+    u = torch.empty(NUMBERS, rows + 1, columns)[:, :rows]
+    fill = _compiled().kernels_turned if turned else _compiled().kernels
+    fill(_at(weight), _at(u), *_size_t(u.stride(0), k, c))
     return u
 
 
