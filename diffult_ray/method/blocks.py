@@ -212,8 +212,10 @@ def _upsample(block: torch.nn.Module, x: torch.Tensor, output_size: object = Non
 def _upsample_transposed(
     block: torch.nn.Module, x: torch.Tensor, output_size: object = None
 ) -> torch.Tensor:
-    """The same, by one transposed convolution."""
+    """The same, by one transposed convolution or one of Winograd's, which take fewer products."""
     _only_doubles(output_size)
+    if _is_winograd(block.conv) and winograd.pays(x, block.conv.weight, doubled=True):
+        return winograd.conv2d(x, block.conv.weight, block.conv.bias, doubled=True)
     if min(x.shape[2:]) < LEAST_SIDE:
         return block.conv(functional.interpolate(x, scale_factor=2.0, mode="nearest"))
     with torch.autocast(x.device.type, enabled=False):

@@ -127,28 +127,33 @@ INLINE void within(size_t place, size_t most, int *first, int *last)
     *last = place + PIXELS == most ? TILE - 1 : TILE;
 }
 
-/* x [n, height, width, channels] to v [tiles, 36, channels]; beyond an image's border there are zeros. */
-void tiles(const float *x, float *v, size_t n, size_t height, size_t width, size_t channels)
+/* x [n, height, width, channels] to v [tiles, 36, channels]; beyond an image's border there are zeros. If
+   `doubled`, x is [n, height / 2, width / 2, channels], whose pixels are each taken twice in both directions. */
+void tiles(const float *x, float *v, int doubled, size_t n, size_t height, size_t width, size_t channels)
 {
-    size_t across = width / PIXELS, down = height / PIXELS, count = n * down * across, apart = channels, next = TILE * TILE * channels;
-    ptrdiff_t below = width * channels, beside = channels;
+    size_t across = width / PIXELS, down = height / PIXELS, apart = channels;
+    ptrdiff_t below = (width >> doubled) * channels, beside = channels;
 #pragma omp parallel for schedule(static)
-    for (size_t t = 0; t < count; t++) {
-        const float *first = x + corner(t, height, width, channels) - below - beside;
+    for (size_t t = 0; t < n * down * across; t++) {
+        const float *image = x + t / (down * across) * (height >> doubled) * below;
+        ptrdiff_t row = t / across % down * PIXELS, column = t % across * PIXELS;
         int top, bottom, left, right;
-        within(t / across % down * PIXELS, height, &top, &bottom);
-        within(t % across * PIXELS, width, &left, &right);
-        int inside = bottom - top == TILE && right - left == TILE;
+        within(row, height, &top, &bottom);
+        within(column, width, &left, &right);
+        int whole = !doubled && bottom - top == TILE && right - left == TILE;
         LOCAL tile[TILE * TILE * LANES] = {0};
         for (size_t c = 0; c < channels; c += LANES) {
-            float *to = v + t * next + c;
-            if (inside) {
-                both(from_tile, TILE, first + c, below, beside, TILE, to, TILE * apart, apart, NULL);
+            const float *from = image + (row - 1) * below + (column - 1) * beside + c;
+            float *to = v + t * TILE * TILE * channels + c;
+            if (whole) {
+                both(from_tile, TILE, from, below, beside, TILE, to, TILE * apart, apart, NULL);
                 continue;
             }
             for (int i = top; i < bottom; i++)
-                for (int j = left; j < right; j++)
-                    put(tile + (TILE * i + j) * LANES, at(first + i * below + j * beside + c));
+                for (int j = left; j < right; j++) {
+                    ptrdiff_t y = (row + i - 1) >> doubled, z = (column + j - 1) >> doubled;
+                    put(tile + (TILE * i + j) * LANES, at(image + y * below + z * beside + c));
+                }
             both(from_tile, TILE, tile, TILE * LANES, LANES, TILE, to, TILE * apart, apart, NULL);
         }
     }
@@ -156,29 +161,31 @@ void tiles(const float *x, float *v, size_t n, size_t height, size_t width, size
 
 /* Its adjoint, of v [36, tiles, channels]: what tiles have in common is added up. A thread has images, or
    channels of them, of its own. */
-void tiles_adjoint(const float *v, float *x, size_t n, size_t height, size_t width, size_t channels)
+void tiles_adjoint(const float *v, float *x, int doubled, size_t n, size_t height, size_t width, size_t channels)
 {
     size_t across = width / PIXELS, down = height / PIXELS, own = down * across, apart = n * own * channels;
-    size_t share = channels % (4 * LANES) ? LANES : 4 * LANES;
-    ptrdiff_t below = width * channels, beside = channels;
+    size_t pixels = (height >> doubled) * (width >> doubled), share = channels % (4 * LANES) ? LANES : 4 * LANES;
+    ptrdiff_t below = (width >> doubled) * channels, beside = channels;
 #pragma omp parallel for collapse(2) schedule(static)
-    for (size_t image = 0; image < n; image++)
+    for (size_t k = 0; k < n; k++)
         for (size_t begin = 0; begin < channels; begin += share) {
-            for (size_t pixel = image * height * width; pixel < (image + 1) * height * width; pixel++)
+            float *image = x + k * pixels * channels;
+            for (size_t pixel = 0; pixel < pixels; pixel++)
                 for (size_t c = begin; c < begin + share; c += LANES)
-                    put(x + pixel * channels + c, (lanes){0});
-            for (size_t t = image * own; t < (image + 1) * own; t++) {
-                float *first = x + corner(t, height, width, channels) - below - beside;
+                    put(image + pixel * channels + c, (lanes){0});
+            for (size_t t = k * own; t < (k + 1) * own; t++) {
+                ptrdiff_t row = t / across % down * PIXELS, column = t % across * PIXELS;
                 int top, bottom, left, right;
-                within(t / across % down * PIXELS, height, &top, &bottom);
-                within(t % across * PIXELS, width, &left, &right);
+                within(row, height, &top, &bottom);
+                within(column, width, &left, &right);
                 for (size_t c = begin; c < begin + share; c += LANES) {
                     LOCAL tile[TILE * TILE * LANES];
                     const float *from = v + t * channels + c;
                     both(from_tile_adjoint, TILE, from, TILE * apart, apart, TILE, tile, TILE * LANES, LANES, NULL);
                     for (int i = top; i < bottom; i++)
                         for (int j = left; j < right; j++) {
-                            float *p = first + i * below + j * beside + c;
+                            ptrdiff_t y = (row + i - 1) >> doubled, z = (column + j - 1) >> doubled;
+                            float *p = image + y * below + z * beside + c;
                             put(p, at(p) + at(tile + (TILE * i + j) * LANES));
                         }
                 }

@@ -42,63 +42,76 @@ def takes(conv: torch.nn.Module) -> bool:
     )
 
 
-def conv2d(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """`functional.conv2d` with a padding of 1.
+def pays(x: torch.Tensor, weight: torch.Tensor, *, doubled: bool = False) -> bool:
+    """Whether `conv2d` of the same is Winograd's.
 
-    Direct where Winograd's does not apply or pay: for another type than float32 and under autocast, for
-    heights and widths that 4 does not divide, for channels that 16 does not, and for few pixels.
+    It is for float32 without autocast, for heights and widths that 4 divides, channels that 16 divides, and
+    enough pixels.
+    """
+    n, c, height, width = x.shape
+    times = 2 if doubled else 1
+    divides = not (times * height % SIDE or times * width % SIDE or c % LANES or len(weight) % LANES)
+    enough = n * height * width * times**2 >= FEWEST_TILES * SIDE**2
+    plain = x.dtype == torch.float32 and not torch.is_autocast_enabled(x.device.type)
+    return divides and enough and plain
+
+
+def conv2d(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, *, doubled: bool = False
+) -> torch.Tensor:
+    """`functional.conv2d` with a padding of 1; torch's own where Winograd's does not pay.
 
     Args:
         x: [n, C, H, W]; taken as channels-last.
         weight: [K, C, 3, 3]; taken as channels-last.
         bias: [K].
+        doubled: each pixel is taken twice in both directions: nearest-neighbour upsampling.
 
     Returns:
-        [n, K, H, W], in channels-last.
+        [n, K, H, W] or, doubled, [n, K, 2 H, 2 W]; Winograd's in channels-last.
     """
-    n, c, height, width = x.shape
-    divides = not (height % SIDE or width % SIDE or c % LANES or len(weight) % LANES)
-    pays = divides and n * height * width >= FEWEST_TILES * SIDE**2
-    if x.dtype != torch.float32 or torch.is_autocast_enabled(x.device.type) or not pays:
+    if not pays(x, weight, doubled=doubled):
+        x = functional.interpolate(x, scale_factor=2.0, mode="nearest") if doubled else x
         return functional.conv2d(x, weight, bias, padding=1)
-    found = _Convolution.apply(_lasts(x), _lasts(weight), bias)
+    found = _Convolution.apply(_lasts(x), _lasts(weight), bias, doubled)
     assert isinstance(found, torch.Tensor)
     return found
 
 
 class _Convolution(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weight, bias):
+    def forward(ctx, x, weight, bias, doubled):
         ctx.save_for_backward(x, weight)
-        c, k, kernels = _compiled(), len(weight), _kernels(weight, turned=True)
-        y = torch.empty((len(x), k, *x.shape[2:]), memory_format=torch.channels_last)
-        memory = _memory(x, x.shape[1]), _memory(x, k)
-        for some in _shares(x):
-            v, m = (_products(each, x[some]) for each in memory)
-            c.tiles(_at(x[some]), _at(v), *_sizes(x[some]))
+        ctx.doubled, times = doubled, 2 if doubled else 1
+        c, (n, channels, height, width), k = _compiled(), x.shape, len(weight)
+        y = torch.empty(n, k, times * height, times * width, memory_format=torch.channels_last)
+        kernels, room = _kernels(weight, turned=True), (_memory(y, channels), _memory(y, k))
+        for some in _shares(y):
+            v, m = (_products(each, y[some]) for each in room)
+            c.tiles(_at(x[some]), _at(v), doubled, *_sizes(y[some], channels))
             torch.bmm(_factors(v), kernels, out=m)
-            c.pixels(_at(m), None if bias is None else _at(bias), _at(y[some]), *_sizes(y[some]))
+            c.pixels(_at(m), None if bias is None else _at(bias), _at(y[some]), *_sizes(y[some], k))
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
         x, weight = ctx.saved_tensors
-        c, kernels, grad = _compiled(), _kernels(weight, turned=False), _lasts(grad)
-        for_x, for_kernels = torch.empty_like(x), torch.empty(kernels.shape)
-        memory = _memory(x, x.shape[1]), _memory(x, len(weight))
-        for some in _shares(x):
-            v, m = (_products(each, x[some]) for each in memory)
-            c.tiles(_at(x[some]), _at(v), *_sizes(x[some]))
-            c.pixels_adjoint(_at(grad[some]), _at(m), *_sizes(grad[some]))
+        c, (k, channels), grad = _compiled(), weight.shape[:2], _lasts(grad)
+        for_x, for_weight = torch.empty_like(x), torch.empty_like(weight)
+        for_kernels = torch.empty(NUMBERS, k, channels)
+        kernels, room = _kernels(weight, turned=False), (_memory(grad, channels), _memory(grad, k))
+        for some in _shares(grad):
+            v, m = (_products(each, grad[some]) for each in room)
+            c.tiles(_at(x[some]), _at(v), ctx.doubled, *_sizes(grad[some], channels))
+            c.pixels_adjoint(_at(grad[some]), _at(m), *_sizes(grad[some], k))
             rows = _factors(m).transpose(1, 2)
             torch.baddbmm(for_kernels, rows, _factors(v), beta=int(some.start > 0), out=for_kernels)
             if ctx.needs_input_grad[0]:
                 torch.bmm(_factors(m), kernels, out=v)
-                c.tiles_adjoint(_at(v), _at(for_x[some]), *_sizes(x[some]))
-        for_weight = torch.empty_like(weight)
-        c.kernels_adjoint(_at(for_kernels), _at(for_weight), *_size_t(for_kernels.stride(0), *weight.shape[:2]))
-        return for_x, for_weight, grad.sum((0, 2, 3)) if ctx.needs_input_grad[2] else None
+                c.tiles_adjoint(_at(v), _at(for_x[some]), ctx.doubled, *_sizes(grad[some], channels))
+        c.kernels_adjoint(_at(for_kernels), _at(for_weight), *_size_t(for_kernels.stride(0), k, channels))
+        return for_x, for_weight, grad.sum((0, 2, 3)) if ctx.needs_input_grad[2] else None, None
 
 
 def _kernels(weight: torch.Tensor, *, turned: bool) -> torch.Tensor:
@@ -121,7 +134,7 @@ def _shares(x: torch.Tensor) -> list[slice]:
 
 
 def _memory(x: torch.Tensor, channels: int) -> torch.Tensor:
-    """For the tiles of images at a time, used for all: [tiles, 36 channels]."""
+    """For the tiles of images [n, _, H, W] at a time, used for all: [tiles, 36 channels]."""
     at_a_time = x[_shares(x)[0]]
     return torch.empty(at_a_time[:, 0].numel() // SIDE**2, NUMBERS * channels)
 
@@ -146,8 +159,8 @@ def _at(x: torch.Tensor) -> ctypes.c_void_p:
     return ctypes.c_void_p(x.data_ptr())
 
 
-def _sizes(images: torch.Tensor) -> list[ctypes.c_size_t]:
-    n, channels, height, width = images.shape
+def _sizes(images: torch.Tensor, channels: int) -> list[ctypes.c_size_t]:
+    n, _, height, width = images.shape
     return _size_t(n, height, width, channels)
 
 
