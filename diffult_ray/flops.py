@@ -247,7 +247,8 @@ def _measure(
 ) -> float:
     import torch
 
-    from diffult_ray.method.device import autocast, memory_format
+    from diffult_ray.allotment import Allotment
+    from diffult_ray.method.device import autocast, memory_format, tuned, uses_bf16
 
     before, device = torch.get_num_threads(), torch.device("cuda" if gpu else "cpu")
     size = dict(network.settings)["image_size"]
@@ -255,8 +256,12 @@ def _measure(
     images = int(min(batch, max(1, LARGEST * (100 if gpu else 1) / passes)))
     try:
         torch.set_num_threads(threads)
-        layout = memory_format(device, size, network=network.kind)
-        model = network.build().to(device, memory_format=layout).train(training)
+        model = network.build()
+        if network.kind == "unet":
+            rounded = uses_bf16(device, precision, size)
+            model = tuned(model, Allotment(cpus=threads, gpus=int(gpu)), rounded=rounded, trains=training)
+        layout = memory_format(device, size, network=network.kind, trains=training, model=model)
+        model = model.to(device, memory_format=layout).train(training)
         shown, *others = network.inputs(images, device)
         shown = shown.contiguous(memory_format=layout)
         with torch.set_grad_enabled(training), autocast(device, precision, size):
