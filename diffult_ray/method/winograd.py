@@ -45,15 +45,15 @@ def takes(conv: torch.nn.Module) -> bool:
 def pays(x: torch.Tensor, weight: torch.Tensor, *, doubled: bool = False) -> bool:
     """Whether `conv2d` of the same is Winograd's.
 
-    It is for float32 without autocast, for heights and widths that 4 divides, channels that 16 divides, and
-    enough pixels.
+    It is, if there is a compiler, for float32 without autocast, for heights and widths that 4 divides,
+    channels that 16 divides, and enough pixels.
     """
     n, c, height, width = x.shape
     times = 2 if doubled else 1
     divides = not (times * height % SIDE or times * width % SIDE or c % LANES or len(weight) % LANES)
     enough = n * height * width * times**2 >= FEWEST_TILES * SIDE**2
     plain = x.dtype == torch.float32 and not torch.is_autocast_enabled(x.device.type)
-    return divides and enough and plain
+    return divides and enough and plain and available()
 
 
 def conv2d(
