@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from torch.nn import functional
 
 from diffult_ray.allotment import Allotment
-from diffult_ray.method import blocks, device, winograd
+from diffult_ray.method import blocks, device, native, winograd
 from diffult_ray.models import build_unet
 
 CPU = torch.device("cpu")
-compiles = pytest.mark.skipif(not winograd.available(), reason="no C compiler is at hand")
+compiles = pytest.mark.skipif(not native.available(), reason="no C compiler is at hand")
 
 
 def given(n: int, c: int, k: int, height: int, width: int, layout=torch.channels_last) -> list[torch.Tensor]:
@@ -150,47 +145,3 @@ def test_a_network_with_it_is_the_same_function(each):
         y, *grads = results(y, list(model.parameters()))
         found.append([y, torch.cat([grad.flatten() for grad in grads])])
     assert blocks.has_winograd(model) and near(found[1], found[0])
-
-
-def alone(code: str, **environment: str) -> subprocess.CompletedProcess:
-    root = Path(__file__).parents[1]
-    return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=root,
-        env={**os.environ, "PYTHONPATH": str(root), **environment},
-    )
-
-
-WORKS = """
-import torch
-from diffult_ray.method import device, winograd
-from tests.test_winograd import network
-from diffult_ray.allotment import Allotment
-model = device.tuned(network(), Allotment())
-model(torch.zeros(8, 3, 16, 16), torch.arange(8), torch.zeros(8).long())
-print(winograd.available())
-"""
-
-
-@pytest.mark.parametrize(
-    ("environment", "told"),
-    [({"PATH": "", "CC": ""}, ""), ({"CC": "false"}, "stay torch's"), ({"CC": "/no/cc"}, "stay torch's")],
-)
-def test_without_a_compiler_that_works_convolutions_stay_torchs(environment, told):
-    """No compiler is no fault; one that was named, or that fails, is told."""
-    found = alone(WORKS, **environment)
-    assert found.returncode == 0, found.stderr
-    assert found.stdout == "False\n" and told in found.stderr
-    assert told or "stay torch's" not in found.stderr
-
-
-@compiles
-def test_its_threads_are_torchs():
-    """One OpenMP in the process, whose number of threads torch sets."""
-    code = """
-import torch
-from diffult_ray.method import winograd
-assert winograd.available()
-maps = {line.split()[-1] for line in open("/proc/self/maps") if "libgomp" in line}
-print(len(maps))
-"""
-    assert alone(code).stdout.strip() == "1"

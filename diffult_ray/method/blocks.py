@@ -11,7 +11,8 @@ from types import MethodType
 import torch
 from torch.nn import functional
 
-from diffult_ray.method import winograd
+from diffult_ray.method import native, winograd
+from diffult_ray.method.normalised import silu_of_group_norm
 
 # Doubled pixels behind a 3x3 convolution are a transposed one of 4x4. In a row: of u, of w.
 DOUBLED = ((0, 0, 1), (0, 1, 1), (1, 1, 0), (1, 0, 0))
@@ -58,7 +59,7 @@ def transposed_upsampling(unet: torch.nn.Module) -> None:
 def winograd_convolutions(unet: torch.nn.Module) -> None:
     """3x3 convolutions by Winograd's algorithm where they are wide enough and a C compiler is at hand."""
     wide = [module for module in unet.modules() if winograd.takes(module)]
-    for module in wide if wide and winograd.available() else []:
+    for module in wide if wide and native.available() else []:
         module.forward = MethodType(_winograd, module)
 
 
@@ -123,19 +124,26 @@ def _is_plain(block: torch.nn.Module) -> bool:
     return (
         block.output_scale_factor == 1 and block.time_embedding_norm == "default" and not block.skip_time_act
         and block.upsample is None and block.downsample is None and block.time_emb_proj is not None
+        and isinstance(block.nonlinearity, torch.nn.SiLU)
     )
 
 
 def _residual(block: torch.nn.Module, x: torch.Tensor, temb: torch.Tensor) -> torch.Tensor:
     """A plain residual block of diffusers, of x [n, C, H, W] and embeddings [n or m n, d]."""
-    h = block.conv1(block.nonlinearity(block.norm1(x)))
+    h = block.conv1(_active(block.norm1, x))
     x = x if block.conv_shortcut is None else block.conv_shortcut(x)
     return _sum(_second_half(block, h, temb), x)
 
 
 def _second_half(block: torch.nn.Module, h: torch.Tensor, temb: torch.Tensor) -> torch.Tensor:
     h = _sum(block.time_emb_proj(block.nonlinearity(temb))[:, :, None, None], h)
-    return block.conv2(block.dropout(block.nonlinearity(block.norm2(h))))
+    return block.conv2(block.dropout(_active(block.norm2, h)))
+
+
+def _active(norm: torch.nn.GroupNorm, x: torch.Tensor) -> torch.Tensor:
+    if "forward" in vars(norm):  # one that stays channels-last
+        return functional.silu(norm(x))
+    return silu_of_group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
 
 
 def _residual_beside(
@@ -146,8 +154,7 @@ def _residual_beside(
 
     def active(part: torch.Tensor, channels: slice) -> torch.Tensor:
         groups = norm.num_groups * part.shape[1] // norm.num_channels
-        part = functional.group_norm(part, groups, norm.weight[channels], norm.bias[channels], norm.eps)
-        return block.nonlinearity(part)
+        return silu_of_group_norm(part, groups, norm.weight[channels], norm.bias[channels], norm.eps)
 
     def convolved(conv: torch.nn.Conv2d, own: torch.Tensor, aside: torch.Tensor) -> torch.Tensor:
         by = winograd.conv2d if _is_winograd(conv) else partial(functional.conv2d, padding=conv.padding)
@@ -237,6 +244,7 @@ def _shares(unet: torch.nn.Module) -> bool:
     channels, norm = unet.conv_in.out_channels, last.norm1
     return (
         _is_plain(first) and _is_plain(last) and last.conv_shortcut is not None
+        and isinstance(unet.conv_act, torch.nn.SiLU)
         and channels % (norm.num_channels // norm.num_groups) == 0
     )
 
@@ -275,7 +283,7 @@ def _forward_once(
         own, skips = skips[-len(block.resnets) :], skips[: -len(block.resnets)]
         x = block(x, own, temb)
     x = _last_block(unet.up_blocks[-1], x, skips, temb)
-    return UNet2DOutput(sample=unet.conv_out(unet.conv_act(unet.conv_norm_out(x))))
+    return UNet2DOutput(sample=unet.conv_out(_active(unet.conv_norm_out, x)))
 
 
 def _last_block(

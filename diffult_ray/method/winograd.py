@@ -2,35 +2,24 @@
 
 Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016 (arXiv:1509.09308). oneDNN's
 convolutions, which are torch's, multiply directly. The products are torch's own; the transforms before and
-behind them are C, in winograd.c, which each process that needs them compiles for its processor (0.6 s).
-Without a compiler convolutions stay torch's. float32 ends some 3e-6 from float64 instead of 3e-7.
+behind them are C, in winograd.c (`native`). Without a compiler convolutions stay torch's. float32 ends some
+3e-6 from float64 instead of 3e-7.
 """
 
 from __future__ import annotations
 
 import ctypes
-import os
-import shutil
-import subprocess
-import tempfile
-import warnings
-from functools import cache
-from pathlib import Path
 
 import torch
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-SOURCE = Path(__file__).with_suffix(".c")
-FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
-NUMBERS, SIDE, LANES = 36, 4, 16  # of a tile; pixels that are its own; channels at a time in winograd.c
+from diffult_ray.method import native
+from diffult_ray.method.native import at, lasts, sizes
+
+NUMBERS, SIDE = 36, 4  # of a tile; pixels that are its own
 FEWEST_CHANNELS, FEWEST_TILES = 64, 64  # below, a direct convolution is as fast: docs/RESULTS.md
 TILES = 128  # at a time, so that what lies between two steps stays in the cache
-
-
-def available() -> bool:
-    """Whether the transforms could be compiled; tried once a process."""
-    return _compiled() is not None
 
 
 def takes(conv: torch.nn.Module) -> bool:
@@ -38,7 +27,7 @@ def takes(conv: torch.nn.Module) -> bool:
     return (
         isinstance(conv, torch.nn.Conv2d) and conv.kernel_size == (3, 3) and conv.stride == (1, 1)
         and conv.padding == (1, 1) and conv.dilation == (1, 1) and conv.groups == 1
-        and all(n >= FEWEST_CHANNELS and n % LANES == 0 for n in (conv.in_channels, conv.out_channels))
+        and all(n >= FEWEST_CHANNELS and n % native.LANES == 0 for n in (conv.in_channels, conv.out_channels))
     )
 
 
@@ -50,10 +39,10 @@ def pays(x: torch.Tensor, weight: torch.Tensor, *, doubled: bool = False) -> boo
     """
     n, c, height, width = x.shape
     times = 2 if doubled else 1
-    divides = not (times * height % SIDE or times * width % SIDE or c % LANES or len(weight) % LANES)
+    divides = not (times * height % SIDE or times * width % SIDE)
+    divides = divides and not (c % native.LANES or len(weight) % native.LANES)
     enough = n * height * width * times**2 >= FEWEST_TILES * SIDE**2
-    plain = x.dtype == torch.float32 and not torch.is_autocast_enabled(x.device.type)
-    return divides and enough and plain and available()
+    return divides and enough and native.takes(x)
 
 
 def conv2d(
@@ -73,7 +62,7 @@ def conv2d(
     if not pays(x, weight, doubled=doubled):
         x = functional.interpolate(x, scale_factor=2.0, mode="nearest") if doubled else x
         return functional.conv2d(x, weight, bias, padding=1)
-    found = _Convolution.apply(_lasts(x), _lasts(weight), bias, doubled)
+    found = _Convolution.apply(lasts(x), lasts(weight), bias, doubled)
     assert isinstance(found, torch.Tensor)
     return found
 
@@ -83,34 +72,34 @@ class _Convolution(torch.autograd.Function):
     def forward(ctx, x, weight, bias, doubled):
         ctx.save_for_backward(x, weight)
         ctx.doubled, times = doubled, 2 if doubled else 1
-        c, (n, channels, height, width), k = _compiled(), x.shape, len(weight)
+        c, (n, channels, height, width), k = native.library(), x.shape, len(weight)
         y = torch.empty(n, k, times * height, times * width, memory_format=torch.channels_last)
         kernels, room = _kernels(weight, turned=True), (_memory(y, channels), _memory(y, k))
         for some in _shares(y):
             v, m = (_products(each, y[some]) for each in room)
-            c.tiles(_at(x[some]), _at(v), doubled, *_sizes(y[some], channels))
+            c.tiles(at(x[some]), at(v), doubled, *_sizes(y[some], channels))
             torch.bmm(_factors(v), kernels, out=m)
-            c.pixels(_at(m), None if bias is None else _at(bias), _at(y[some]), *_sizes(y[some], k))
+            c.pixels(at(m), None if bias is None else at(bias), at(y[some]), *_sizes(y[some], k))
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
         x, weight = ctx.saved_tensors
-        c, (k, channels), grad = _compiled(), weight.shape[:2], _lasts(grad)
+        c, (k, channels), grad = native.library(), weight.shape[:2], lasts(grad)
         for_x, for_weight = torch.empty_like(x), torch.empty_like(weight)
         for_kernels = torch.empty(NUMBERS, k, channels)
         kernels, room = _kernels(weight, turned=False), (_memory(grad, channels), _memory(grad, k))
         for some in _shares(grad):
             v, m = (_products(each, grad[some]) for each in room)
-            c.tiles(_at(x[some]), _at(v), ctx.doubled, *_sizes(grad[some], channels))
-            c.pixels_adjoint(_at(grad[some]), _at(m), *_sizes(grad[some], k))
+            c.tiles(at(x[some]), at(v), ctx.doubled, *_sizes(grad[some], channels))
+            c.pixels_adjoint(at(grad[some]), at(m), *_sizes(grad[some], k))
             rows = _factors(m).transpose(1, 2)
             torch.baddbmm(for_kernels, rows, _factors(v), beta=int(some.start > 0), out=for_kernels)
             if ctx.needs_input_grad[0]:
                 torch.bmm(_factors(m), kernels, out=v)
-                c.tiles_adjoint(_at(v), _at(for_x[some]), ctx.doubled, *_sizes(grad[some], channels))
-        c.kernels_adjoint(_at(for_kernels), _at(for_weight), *_size_t(for_kernels.stride(0), k, channels))
+                c.tiles_adjoint(at(v), at(for_x[some]), ctx.doubled, *_sizes(grad[some], channels))
+        c.kernels_adjoint(at(for_kernels), at(for_weight), *sizes(for_kernels.stride(0), k, channels))
         return for_x, for_weight, grad.sum((0, 2, 3)) if ctx.needs_input_grad[2] else None, None
 
 
@@ -122,8 +111,8 @@ def _kernels(weight: torch.Tensor, *, turned: bool) -> torch.Tensor:
     k, c = weight.shape[:2]
     rows, columns = (c, k) if turned else (k, c)
     u = torch.empty(NUMBERS, rows + 1, columns)[:, :rows]
-    fill = _compiled().kernels_turned if turned else _compiled().kernels
-    fill(_at(weight), _at(u), *_size_t(u.stride(0), k, c))
+    fill = native.library().kernels_turned if turned else native.library().kernels
+    fill(at(weight), at(u), *sizes(u.stride(0), k, c))
     return u
 
 
@@ -151,35 +140,6 @@ def _factors(products: torch.Tensor) -> torch.Tensor:
     return products.view(tiles, numbers, channels).transpose(0, 1)
 
 
-def _lasts(x: torch.Tensor) -> torch.Tensor:
-    return x.contiguous(memory_format=torch.channels_last)
-
-
-def _at(x: torch.Tensor) -> ctypes.c_void_p:
-    return ctypes.c_void_p(x.data_ptr())
-
-
 def _sizes(images: torch.Tensor, channels: int) -> list[ctypes.c_size_t]:
     n, _, height, width = images.shape
-    return _size_t(n, height, width, channels)
-
-
-def _size_t(*numbers: int) -> list[ctypes.c_size_t]:
-    return [ctypes.c_size_t(n) for n in numbers]
-
-
-@cache
-def _compiled() -> ctypes.CDLL | None:
-    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
-        return None
-    with tempfile.TemporaryDirectory(prefix="diffult-winograd-") as folder:
-        library = Path(folder, "winograd.so")
-        command = [*compiler.split(), *FLAGS, str(SOURCE), "-o", str(library)]
-        try:
-            subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
-            return ctypes.CDLL(str(library))
-        except (OSError, subprocess.SubprocessError) as failure:
-            told = getattr(failure, "stderr", None) or str(failure)
-            warnings.warn(f"convolutions stay torch's: {told.strip().splitlines()[0]}", stacklevel=2)
-            return None
+    return sizes(n, height, width, channels)

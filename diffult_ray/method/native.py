@@ -1,0 +1,63 @@
+"""What is written in C for the processor at hand, and compiled by each process that needs it (0.6 s).
+
+Without a C compiler there is none of it, and its callers go on with torch's own.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import subprocess
+import tempfile
+import warnings
+from functools import cache
+from pathlib import Path
+
+import torch
+
+SOURCES = [Path(__file__).with_name(name) for name in ("winograd.c", "normalised.c")]
+FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
+LANES = 16  # channels at a time
+
+
+def takes(x: torch.Tensor) -> bool:
+    """Whether C can work on a tensor: float32 of a processor, without autocast, not under torch.compile."""
+    plain = x.is_cpu and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    return plain and not torch.compiler.is_compiling() and available()
+
+
+def available() -> bool:
+    """Whether it could be compiled; tried once a process."""
+    return library() is not None
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """All functions of the sources, with as many threads as torch has; None without a compiler."""
+    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        return None
+    with tempfile.TemporaryDirectory(prefix="diffult-native-") as folder:
+        made = str(Path(folder, "native.so"))
+        command = [*compiler.split(), *FLAGS, *map(str, SOURCES), "-o", made]
+        try:
+            subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
+            return ctypes.CDLL(made)
+        except (OSError, subprocess.SubprocessError) as failure:
+            told = (getattr(failure, "stderr", None) or str(failure)).strip().splitlines()[0]
+            warnings.warn(f"networks stay torch's, as C did not compile: {told}", stacklevel=2)
+            return None
+
+
+def at(x: torch.Tensor) -> ctypes.c_void_p:
+    """Where a tensor's numbers lie, for as long as it is kept."""
+    return ctypes.c_void_p(x.data_ptr())
+
+
+def sizes(*numbers: int) -> list[ctypes.c_size_t]:
+    return [ctypes.c_size_t(n) for n in numbers]
+
+
+def lasts(x: torch.Tensor) -> torch.Tensor:
+    return x.contiguous(memory_format=torch.channels_last)

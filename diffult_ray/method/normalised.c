@@ -1,0 +1,149 @@
+/* Group norms and the SiLU behind them, of float32 images in channels-last, and their gradients.
+
+   Images are [n, pixels, channels], channels a multiple of 16. A thread has an image at a time, which its
+   cache holds from one pass to the next. */
+
+#include <stddef.h>
+
+typedef float lanes __attribute__((vector_size(64)));
+typedef int whole __attribute__((vector_size(64)));
+typedef float anywhere __attribute__((vector_size(64), aligned(4)));
+
+enum { LANES = 16 };
+
+#define INLINE static inline __attribute__((always_inline))
+
+INLINE lanes at(const float *p) { return *(const anywhere *)p; }
+INLINE void put(float *p, lanes x) { *(anywhere *)p = x; }
+
+INLINE lanes least(lanes a, lanes b)
+{
+    whole first = a < b;
+    return (lanes)((first & (whole)a) | (~first & (whole)b));
+}
+
+/* e^x = 2^k e^r with |r| <= ln(2) / 2, by the power series of e^r: within 2e-7 of it; 0 below -87. */
+INLINE lanes power_of_e(lanes x)
+{
+    const float rounds = 12582912; /* 1.5 * 2^23: no room for a fraction beside it */
+    lanes k = (x * 1.44269504f + rounds) - rounds;
+    lanes r = x - k * 0.693359375f + k * 2.12194440e-4f;
+    lanes sum = (lanes){0} + 1 / 5040.0f;
+    sum = sum * r + 1 / 720.0f;
+    sum = sum * r + 1 / 120.0f;
+    sum = sum * r + 1 / 24.0f;
+    sum = sum * r + 1 / 6.0f;
+    sum = sum * r + 0.5f;
+    sum = sum * r + 1;
+    sum = sum * r + 1;
+    whole exponent = __builtin_convertvector(k, whole) + 127;
+    return sum * (lanes)((exponent << 23) & (exponent > 0));
+}
+
+INLINE lanes sigmoid(lanes z) { return 1 / (1 + power_of_e(least(-z, (lanes){0} + 87))); }
+
+/* Each group's mean and the inverse of its standard deviation, of x [pixels, channels]. */
+static void moments(
+    const float *x, float *mean, float *inverse, float *sums, size_t pixels, size_t channels, size_t groups, float eps)
+{
+    size_t each = channels / groups;
+    float centre[channels];
+    for (int second = 0; second < 2; second++) {
+        for (size_t c = 0; c < channels; c++) {
+            centre[c] = second ? mean[c / each] : 0;
+            sums[c] = 0;
+        }
+        for (size_t p = 0; p < pixels; p++)
+            for (size_t c = 0; c < channels; c += LANES) {
+                lanes d = at(x + p * channels + c) - at(centre + c);
+                put(sums + c, at(sums + c) + (second ? d * d : d));
+            }
+        for (size_t g = 0; g < groups; g++) {
+            double total = 0;
+            for (size_t c = g * each; c < (g + 1) * each; c++)
+                total += sums[c];
+            if (second)
+                inverse[g] = 1 / __builtin_sqrt(total / (pixels * each) + eps);
+            else
+                mean[g] = total / (pixels * each);
+        }
+    }
+}
+
+/* What of a group norm is one factor and one term a channel. */
+static void affine(
+    const float *weight, const float *bias, const float *mean, const float *inverse, float *scale, float *shift,
+    size_t channels, size_t groups)
+{
+    for (size_t c = 0; c < channels; c++) {
+        size_t g = c / (channels / groups);
+        scale[c] = weight[c] * inverse[g];
+        shift[c] = bias[c] - mean[g] * scale[c];
+    }
+}
+
+/* y = silu(group_norm(x)), and the moments [n, groups] of x. */
+void silu_of_group_norm(
+    const float *x, const float *weight, const float *bias, float *y, float *mean, float *inverse,
+    size_t n, size_t pixels, size_t channels, size_t groups, float eps)
+{
+#pragma omp parallel for schedule(static)
+    for (size_t k = 0; k < n; k++) {
+        const float *from = x + k * pixels * channels;
+        float *to = y + k * pixels * channels, scale[channels], shift[channels];
+        moments(from, mean + k * groups, inverse + k * groups, scale, pixels, channels, groups, eps);
+        affine(weight, bias, mean + k * groups, inverse + k * groups, scale, shift, channels, groups);
+        for (size_t p = 0; p < pixels; p++)
+            for (size_t c = 0; c < channels; c += LANES) {
+                lanes z = at(from + p * channels + c) * at(scale + c) + at(shift + c);
+                put(to + p * channels + c, z * sigmoid(z));
+            }
+    }
+}
+
+/* From grad of y that of x, and those of weight and bias by image: [n, channels]. */
+void silu_of_group_norm_backward(
+    const float *grad, const float *x, const float *weight, const float *bias, const float *mean, const float *inverse,
+    float *for_x, float *for_weight, float *for_bias, size_t n, size_t pixels, size_t channels, size_t groups)
+{
+    size_t each = channels / groups;
+#pragma omp parallel for schedule(static)
+    for (size_t k = 0; k < n; k++) {
+        const float *from = x + k * pixels * channels, *above = grad + k * pixels * channels;
+        const float *centre = mean + k * groups, *rate = inverse + k * groups;
+        float *to = for_x + k * pixels * channels, *by_weight = for_weight + k * channels;
+        float *by_bias = for_bias + k * channels;
+        float scale[channels], shift[channels], factor[channels], middle[channels];
+        affine(weight, bias, centre, rate, scale, shift, channels, groups);
+        for (size_t c = 0; c < channels; c++) {
+            middle[c] = centre[c / each];
+            by_weight[c] = by_bias[c] = 0;
+        }
+        for (size_t p = 0; p < pixels; p++)
+            for (size_t c = 0; c < channels; c += LANES) {
+                lanes v = at(from + p * channels + c), z = v * at(scale + c) + at(shift + c), s = sigmoid(z);
+                lanes d = at(above + p * channels + c) * s * (1 + z * (1 - s));
+                put(to + p * channels + c, d);
+                put(by_bias + c, at(by_bias + c) + d);
+                put(by_weight + c, at(by_weight + c) + d * (v - at(middle + c)));
+            }
+        for (size_t g = 0; g < groups; g++) {
+            double sum = 0, moment = 0, count = pixels * each;
+            for (size_t c = g * each; c < (g + 1) * each; c++) {
+                sum += by_bias[c] * weight[c];
+                moment += by_weight[c] * weight[c];
+                by_weight[c] *= rate[g];
+            }
+            double r = rate[g], slope = -moment * r * r * r / count;
+            for (size_t c = g * each; c < (g + 1) * each; c++) {
+                factor[c] = slope;
+                shift[c] = -sum * r / count - slope * centre[g];
+            }
+        }
+        for (size_t p = 0; p < pixels; p++)
+            for (size_t c = 0; c < channels; c += LANES) {
+                float *d = to + p * channels + c;
+                put(d, at(d) * at(scale + c) + at(from + p * channels + c) * at(factor + c) + at(shift + c));
+            }
+    }
+}

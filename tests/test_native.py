@@ -1,0 +1,132 @@
+"""What is compiled for the processor at hand: where it is not, and a group norm with the SiLU behind it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional
+
+from diffult_ray.method import device, native
+from diffult_ray.method.normalised import silu_of_group_norm
+
+compiles = pytest.mark.skipif(not native.available(), reason="no C compiler is at hand")
+
+
+def given(n: int, channels: int, side: int, centre: float = 0.5, spread: float = 2.0) -> list[torch.Tensor]:
+    """Channels-last images, weights and a bias."""
+    rng = torch.Generator().manual_seed(0)
+    x = centre + spread * torch.randn(n, channels, side, side, generator=rng)
+    leaves = [x.contiguous(memory_format=torch.channels_last)]
+    leaves += [torch.randn(channels, generator=rng) for _ in range(2)]
+    return [each.requires_grad_() for each in leaves]
+
+
+def usual(x: torch.Tensor, groups: int, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> torch.Tensor:
+    return functional.silu(functional.group_norm(x, groups, weight, bias, eps))
+
+
+def results(function, leaves: list[torch.Tensor], groups: int) -> list[torch.Tensor]:
+    """The output, and the gradients of its weighted sum."""
+    x, weight, bias = leaves
+    y = function(x, groups, weight, bias, 1e-5)
+    weights = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view(y.shape)
+    return [y.detach(), *torch.autograd.grad((weights * y).sum(), leaves)]
+
+
+def doubled(leaves: list[torch.Tensor]) -> list[torch.Tensor]:
+    return [each.detach().double().requires_grad_() for each in leaves]
+
+
+# Groups of one channel, of some, and across sixteen; all in one.
+SHAPES = [(3, 32, 8, 32), (2, 128, 16, 32), (5, 48, 4, 2), (1, 64, 1, 4), (2, 16, 9, 1)]
+
+
+@compiles
+@pytest.mark.parametrize(("n", "channels", "side", "groups"), SHAPES)
+def test_group_norm_and_silu_are_torchs(n, channels, side, groups):
+    leaves = given(n, channels, side)
+    ours, exact = results(silu_of_group_norm, leaves, groups), results(usual, doubled(leaves), groups)
+    assert ours[0].is_contiguous(memory_format=torch.channels_last)
+    for found, wanted in zip(ours, exact, strict=True):
+        assert (found - wanted).norm() <= 2e-6 * wanted.norm()
+
+
+@compiles
+@pytest.mark.parametrize(("centre", "spread"), [(0, 1e-3), (1000, 1), (0, 1e4), (-5, 0)])
+def test_it_loses_no_more_than_torch_where_numbers_are_large_or_alike(centre, spread):
+    leaves = given(2, 32, 8, centre, spread)
+    found = [results(each, leaves, 8) for each in (silu_of_group_norm, usual)]
+    for ours, torchs, wanted in zip(*found, results(usual, doubled(leaves), 8), strict=True):
+        assert (ours - wanted).abs().max() <= 2 * (torchs - wanted).abs().max() + 1e-6 * wanted.abs().max()
+
+
+@compiles
+def test_silu_far_from_zero():
+    """A weight that makes numbers of -1e4 to 1e4 of what is normal: 0, or themselves."""
+    x, _, bias = given(2, 16, 8)
+    weight = torch.full((16,), 1e4, requires_grad=True)
+    found = results(silu_of_group_norm, [x, weight, bias], 4)
+    assert all(each.isfinite().all() for each in found)
+    wanted = results(usual, doubled([x, weight, bias]), 4)
+    assert (found[0] - wanted[0]).abs().max() < 0.05 and (found[0].min() > -0.3)
+
+
+def test_it_is_torchs_own_where_c_does_not_fit():
+    x, weight, bias = given(2, 32, 8)
+    few = given(2, 24, 8)
+    for leaves in ([x.contiguous(), weight, bias], few, doubled([x, weight, bias])):
+        told = leaves[0], 8, *leaves[1:], 1e-5
+        assert torch.equal(silu_of_group_norm(*told), usual(*told))
+    with device.autocast(torch.device("cpu"), "bf16", 16):
+        rounded = x.bfloat16()
+        ours = silu_of_group_norm(rounded, 8, weight, bias, 1e-5)
+        assert torch.equal(ours, usual(rounded, 8, weight, bias, 1e-5))
+
+
+def alone(code: str, **environment: str) -> subprocess.CompletedProcess:
+    root = Path(__file__).parents[1]
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=root,
+        env={**os.environ, "PYTHONPATH": str(root), **environment},
+    )
+
+
+WORKS = """
+import torch
+from diffult_ray.method import device, native
+from tests.test_winograd import network
+from diffult_ray.allotment import Allotment
+model = device.tuned(network(), Allotment())
+model(torch.zeros(8, 3, 16, 16), torch.arange(8), torch.zeros(8).long())
+print(native.available())
+"""
+
+
+@pytest.mark.parametrize(
+    ("environment", "told"),
+    [({"PATH": "", "CC": ""}, ""), ({"CC": "false"}, "not compile"), ({"CC": "/no/cc"}, "not compile")],
+)
+def test_without_a_compiler_that_works_networks_stay_torchs(environment, told):
+    """No compiler is no fault; one that was named, or that fails, is told."""
+    found = alone(WORKS, **environment)
+    assert found.returncode == 0, found.stderr
+    assert found.stdout == "False\n" and told in found.stderr
+    assert told or "not compile" not in found.stderr
+
+
+@compiles
+def test_its_threads_are_torchs():
+    """One OpenMP in the process, whose number of threads torch sets."""
+    code = """
+import torch
+from diffult_ray.method import native
+assert native.available()
+maps = {line.split()[-1] for line in open("/proc/self/maps") if "libgomp" in line}
+print(len(maps))
+"""
+    assert alone(code).stdout.strip() == "1"
