@@ -85,6 +85,20 @@ def test_the_same_bits_each_time():
     assert all(torch.equal(*each) for each in zip(*found, strict=True))
 
 
+@compiles
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_same_bits_in_other_company(threads):
+    """Of an image, wherever it lies among as many: also where the last share has fewer."""
+    before = torch.get_num_threads()
+    x, weight, bias = (each.detach() for each in given(20, 128, 64, 16, 16))
+    order = torch.randperm(20, generator=torch.Generator().manual_seed(2))
+    try:
+        torch.set_num_threads(threads)
+        assert torch.equal(winograd.conv2d(x[order], weight, bias), winograd.conv2d(x, weight, bias)[order])
+    finally:
+        torch.set_num_threads(before)
+
+
 UNFIT = [
     (4, 16, 16, 16, 18), (4, 16, 16, 18, 16), (4, 24, 16, 16, 16), (4, 16, 24, 16, 16), (1, 16, 16, 8, 8),
 ]
