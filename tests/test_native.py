@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from torch.nn import functional
 
-from diffult_ray.method import device, native
+from diffult_ray.method import blocks, device, native
 from diffult_ray.method.normalised import silu_of_group_norm
 
 compiles = pytest.mark.skipif(not native.available(), reason="no C compiler is at hand")
@@ -88,45 +85,32 @@ def test_it_is_torchs_own_where_c_does_not_fit():
         assert torch.equal(ours, usual(rounded, 8, weight, bias, 1e-5))
 
 
-def alone(code: str, **environment: str) -> subprocess.CompletedProcess:
-    root = Path(__file__).parents[1]
-    return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=root,
-        env={**os.environ, "PYTHONPATH": str(root), **environment},
-    )
-
-
-WORKS = """
-import torch
-from diffult_ray.method import device, native
-from tests.test_winograd import network
-from diffult_ray.allotment import Allotment
-model = device.tuned(network(), Allotment())
-model(torch.zeros(8, 3, 16, 16), torch.arange(8), torch.zeros(8).long())
-print(native.available())
-"""
-
-
 @pytest.mark.parametrize(
     ("environment", "told"),
     [({"PATH": "", "CC": ""}, ""), ({"CC": "false"}, "not compile"), ({"CC": "/no/cc"}, "not compile")],
 )
-def test_without_a_compiler_that_works_networks_stay_torchs(environment, told):
+def test_without_a_compiler_that_works_networks_stay_torchs(environment, told, monkeypatch, caplog):
     """No compiler is no fault; one that was named, or that fails, is told."""
-    found = alone(WORKS, **environment)
-    assert found.returncode == 0, found.stderr
-    assert found.stdout == "False\n" and told in found.stderr
-    assert told or "not compile" not in found.stderr
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    native.library.cache_clear()
+    try:
+        leaves = given(2, 32, 8)
+        assert not native.available()
+        told_of = leaves[0], 8, *leaves[1:], 1e-5
+        assert torch.equal(silu_of_group_norm(*told_of), usual(*told_of))
+        unet = torch.nn.Sequential(torch.nn.Conv2d(64, 64, 3, padding=1))
+        blocks.winograd_convolutions(unet)
+        assert not blocks.has_winograd(unet)
+        assert caplog.text.count("networks stay torch's") == bool(told) and told in caplog.text
+    finally:
+        native.library.cache_clear()
 
 
 @compiles
 def test_its_threads_are_torchs():
-    """One OpenMP in the process, whose number of threads torch sets."""
-    code = """
-import torch
-from diffult_ray.method import native
-assert native.available()
-maps = {line.split()[-1] for line in open("/proc/self/maps") if "libgomp" in line}
-print(len(maps))
-"""
-    assert alone(code).stdout.strip() == "1"
+    """One OpenMP, whose number of threads torch sets: that which lies beside torch."""
+    native.library()
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    maps = [line.split()[-1] for line in lines if "libgomp" in line]
+    assert maps and all("site-packages" in path for path in maps)

@@ -6,11 +6,11 @@ Without a C compiler there is none of it, and its callers go on with torch's own
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import shutil
 import subprocess
 import tempfile
-import warnings
 from functools import cache
 from pathlib import Path
 
@@ -46,7 +46,7 @@ def library() -> ctypes.CDLL | None:
             return ctypes.CDLL(made)
         except (OSError, subprocess.SubprocessError) as failure:
             told = (getattr(failure, "stderr", None) or str(failure)).strip().splitlines()[0]
-            warnings.warn(f"networks stay torch's, as C did not compile: {told}", stacklevel=2)
+            logging.getLogger(__name__).warning("networks stay torch's, as C did not compile: %s", told)
             return None
 
 
