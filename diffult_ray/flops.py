@@ -248,7 +248,7 @@ def _measure(
     import torch
 
     from diffult_ray.allotment import Allotment
-    from diffult_ray.method.device import autocast, memory_format, tuned, uses_bf16
+    from diffult_ray.method.device import autocast, memory_format, placed
 
     before, device = torch.get_num_threads(), torch.device("cuda" if gpu else "cpu")
     size = dict(network.settings)["image_size"]
@@ -258,10 +258,12 @@ def _measure(
         torch.set_num_threads(threads)
         model = network.build()
         if network.kind == "unet":
-            rounded = uses_bf16(device, precision, size)
-            model = tuned(model, Allotment(cpus=threads, gpus=int(gpu)), rounded=rounded, trains=training)
-        layout = memory_format(device, size, network=network.kind, trains=training, model=model)
-        model = model.to(device, memory_format=layout).train(training)
+            given = Allotment(cpus=threads, gpus=int(gpu))
+            model, layout = placed(model, given, device, precision=precision, trains=training)
+        else:
+            layout = memory_format(device, size, network=network.kind)
+            model = model.to(device, memory_format=layout)
+        model.train(training)
         shown, *others = network.inputs(images, device)
         shown = shown.contiguous(memory_format=layout)
         with torch.set_grad_enabled(training), autocast(device, precision, size):

@@ -184,6 +184,16 @@ def tuned(
     return model
 
 
+def placed(
+    model: torch.nn.Module, given: Allotment, on: torch.device, *, precision: str, trains: bool = True
+) -> tuple[torch.nn.Module, torch.memory_format]:
+    """A diffusers U-Net as `tuned` arranges it, on its device, and the layout that it and its images have."""
+    size = model.config.sample_size
+    model = tuned(model, given, rounded=uses_bf16(on, precision, size), trains=trains)
+    layout = memory_format(on, size, network="unet", trains=trains, model=model)
+    return model.to(on, memory_format=layout), layout
+
+
 def clip(parameters: Sequence[torch.nn.Parameter], most: float) -> None:
     """`torch.nn.utils.clip_grad_norm_`, which on a CPU multiplies by no 1 where the norm is below `most`.
 

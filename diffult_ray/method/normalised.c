@@ -3,18 +3,9 @@
    Images are [n, pixels, channels], channels a multiple of 16. A thread has an image at a time, which its
    cache holds from one pass to the next. */
 
-#include <stddef.h>
+#include "lanes.h"
 
-typedef float lanes __attribute__((vector_size(64)));
 typedef int whole __attribute__((vector_size(64)));
-typedef float anywhere __attribute__((vector_size(64), aligned(4)));
-
-enum { LANES = 16 };
-
-#define INLINE static inline __attribute__((always_inline))
-
-INLINE lanes at(const float *p) { return *(const anywhere *)p; }
-INLINE void put(float *p, lanes x) { *(anywhere *)p = x; }
 
 INLINE lanes least(lanes a, lanes b)
 {

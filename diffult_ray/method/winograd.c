@@ -2,24 +2,18 @@
 
    A tile is 6x6 pixels, and the next lies 4 further; of it, or of a kernel, come 36 numbers for each channel.
    Tiles that are to be factors of products are kept as [tiles, 36, channels], where one's numbers lie close
-   together; products come as [36, tiles, channels]. The matrices are those of Lavin and Gray (2016), for the points 0, 1,
-   -1, 2, -2 and infinity. Channels are a multiple of 16, heights and widths of 4. */
+   together; products come as [36, tiles, channels]. The matrices are those of Lavin and Gray (2016), for the
+   points 0, 1, -1, 2, -2 and infinity. Channels are a multiple of 16, heights and widths of 4. */
 
-#include <stddef.h>
+#include "lanes.h"
 
-typedef float lanes __attribute__((vector_size(64)));
-typedef float anywhere __attribute__((vector_size(64), aligned(4)));
 typedef void along(const float *from, ptrdiff_t near, float *to, ptrdiff_t far);
 
-enum { LANES = 16, TILE = 6, PIXELS = 4, KERNEL = 3 };
+enum { TILE = 6, PIXELS = 4, KERNEL = 3 };
 
 static const float SIXTH = 1 / 6.0f;
 
-#define INLINE static inline __attribute__((always_inline))
 #define LOCAL __attribute__((aligned(64))) float
-
-INLINE lanes at(const float *p) { return *(const anywhere *)p; }
-INLINE void put(float *p, lanes x) { *(anywhere *)p = x; }
 
 /* One dimension each: from numbers `near` apart to numbers `far` apart. */
 

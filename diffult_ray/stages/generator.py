@@ -53,16 +53,13 @@ def _loop(run: Run, payload: Mapping[str, Any]) -> None:
 
     from diffult_ray.data import load_split
     from diffult_ray.data.batches import augment, draw, generator, share
-    from diffult_ray.method.device import autocast, averaged, clip, memory_format, tuned, uses_bf16
+    from diffult_ray.method.device import autocast, averaged, clip, placed
     from diffult_ray.seeds import stream
 
     config, seed = payload["config"], payload["config"]["seed"]
     split = load_split(payload["inputs"]["split"])
     torch.manual_seed(stream(seed, "weights"))
-    rounded = uses_bf16(run.device, config["precision"], split.image_size)
-    model = tuned(_network(config, split), run.given, rounded=rounded)
-    layout = memory_format(run.device, split.image_size, network="unet", model=model)
-    model = model.to(run.device, memory_format=layout)
+    model, layout = placed(_network(config, split), run.given, run.device, precision=config["precision"])
     parameters = list(model.parameters())  # once: to walk a small network takes 5% of its step
     ema = _ema(model, config)
     optimizer = torch.optim.Adam(parameters, lr=config["learning_rate"], fused=True)

@@ -34,11 +34,8 @@ class Sampler:
         self.guidance = generation["guidance"]
         unet = Path(folder) / "unet"
         model = UNet2DModel.from_pretrained(unet, local_files_only=True, low_cpu_mem_usage=False)
-        size = model.config.sample_size
-        self.layout = device.memory_format(self.device, size, network="unet", trains=False)
-        rounded = device.uses_bf16(self.device, "auto", size)
-        model = device.tuned(model, given, rounded=rounded, trains=False)
-        self.model = model.to(self.device, memory_format=self.layout).eval()
+        model, self.layout = device.placed(model, given, self.device, precision="auto", trains=False)
+        self.model = model.eval()
         self.batch = device.images_at_once(model, self.device, given, guided=self.guidance > 0)
         self._run = device.compiled(self.model, given)
         self.scheduler = make_scheduler(

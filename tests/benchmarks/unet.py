@@ -89,9 +89,7 @@ def own_step(given: Allotment, on: torch.device, batch: int, tau: float) -> Step
     regulariser = {"regulariser": "cbdm", "tau": tau} if tau > 0 else {}
     section = Generator(**unet_preset(SIZE), batch_size=batch, label_drop=0.0, **regulariser)
     config = {**section.model_dump(mode="json"), "seed": 0}
-    model = device.tuned(network(), given, rounded=device.uses_bf16(on, config["precision"], SIZE))
-    layout = device.memory_format(on, SIZE, network="unet", model=model)
-    model = model.to(on, memory_format=layout)
+    model, layout = device.placed(network(), given, on, precision=config["precision"])
     wrapped, parameters = device.compiled(model, given), list(model.parameters())
     average = EMAModel(model.parameters(), decay=config["ema"], foreach=True)
     optimizer = torch.optim.Adam(parameters, lr=config["learning_rate"], fused=True)
@@ -159,10 +157,7 @@ def plain_evaluation(given: Allotment, on: torch.device, batch: int) -> Step:
 
 
 def own_evaluation(given: Allotment, on: torch.device, batch: int) -> Step:
-    rounded = device.uses_bf16(on, "auto", SIZE)
-    layout = device.memory_format(on, SIZE, network="unet", trains=False)
-    model = device.tuned(network().eval(), given, rounded=rounded, trains=False)
-    model = model.to(on, memory_format=layout)
+    model, layout = device.placed(network().eval(), given, on, precision="auto", trains=False)
     return _evaluation(device.compiled(model, given), on, batch, layout, "auto")
 
 

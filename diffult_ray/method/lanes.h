@@ -1,0 +1,13 @@
+/* Sixteen channels at a time, which need not be aligned where they lie. */
+
+#include <stddef.h>
+
+typedef float lanes __attribute__((vector_size(64)));
+typedef float anywhere __attribute__((vector_size(64), aligned(4)));
+
+enum { LANES = 16 };
+
+#define INLINE static inline __attribute__((always_inline))
+
+INLINE lanes at(const float *p) { return *(const anywhere *)p; }
+INLINE void put(float *p, lanes x) { *(anywhere *)p = x; }
