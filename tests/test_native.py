@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from diffult_ray.method import blocks, device, native
 from diffult_ray.method.normalised import silu_of_group_norm
+from diffult_ray.models.dropout import Dropout
 
 compiles = pytest.mark.skipif(not native.available(), reason="no C compiler is at hand")
 
@@ -51,6 +52,29 @@ def test_group_norm_and_silu_are_torchs(n, channels, side, groups):
     assert ours[0].is_contiguous(memory_format=torch.channels_last)
     for found, wanted in zip(ours, exact, strict=True):
         assert (found - wanted).norm() <= 2e-6 * wanted.norm()
+
+
+@compiles
+@pytest.mark.parametrize(("n", "channels", "side", "groups"), SHAPES)
+@pytest.mark.parametrize("p", [0.1, 0.5])
+def test_a_dropout_behind_them_keeps_what_it_drew(n, channels, side, groups, p):
+    """In one pass, or apart where 16 does not divide the pixels."""
+    leaves, dropout = given(n, channels, side), Dropout(p)
+    torch.manual_seed(0)
+    drawn = dropout.draw(leaves[0])
+
+    def ours(*arguments) -> torch.Tensor:
+        return silu_of_group_norm(*arguments, drawn)
+
+    def apart(*arguments) -> torch.Tensor:
+        torch.manual_seed(0)
+        return dropout(usual(*arguments))
+
+    found, exact = results(ours, leaves, groups), results(apart, doubled(leaves), groups)
+    dropped = found[0] == 0
+    assert torch.equal(dropped, exact[0] == 0) and dropped.float().mean() == pytest.approx(p, abs=0.1)
+    for a, b in zip(found, exact, strict=True):
+        assert (a - b).norm() <= 2e-6 * b.norm()
 
 
 @compiles

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from diffult_ray.method import native, winograd
 from diffult_ray.method.normalised import silu_of_group_norm
+from diffult_ray.models.dropout import Dropout
 
 # Doubled pixels behind a 3x3 convolution are a transposed one of 4x4. In a row: of u, of w.
 DOUBLED = ((0, 0, 1), (0, 1, 1), (1, 1, 0), (1, 0, 0))
@@ -137,13 +138,18 @@ def _residual(block: torch.nn.Module, x: torch.Tensor, temb: torch.Tensor) -> to
 
 def _second_half(block: torch.nn.Module, h: torch.Tensor, temb: torch.Tensor) -> torch.Tensor:
     h = _sum(block.time_emb_proj(block.nonlinearity(temb))[:, :, None, None], h)
-    return block.conv2(block.dropout(_active(block.norm2, h)))
+    return block.conv2(_active(block.norm2, h, block.dropout))
 
 
-def _active(norm: torch.nn.GroupNorm, x: torch.Tensor) -> torch.Tensor:
+def _active(
+    norm: torch.nn.GroupNorm, x: torch.Tensor, dropout: torch.nn.Module | None = None
+) -> torch.Tensor:
     if "forward" in vars(norm):  # one that stays channels-last
-        return functional.silu(norm(x))
-    return silu_of_group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
+        y = functional.silu(norm(x))
+        return y if dropout is None else dropout(y)
+    drawn = dropout.draw(x) if isinstance(dropout, Dropout) else None
+    y = silu_of_group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps, drawn)
+    return y if dropout is None or drawn is not None else dropout(y)
 
 
 def _residual_beside(

@@ -50,9 +50,9 @@ def library() -> ctypes.CDLL | None:
             return None
 
 
-def at(x: torch.Tensor) -> ctypes.c_void_p:
-    """Where a tensor's numbers lie, for as long as it is kept."""
-    return ctypes.c_void_p(x.data_ptr())
+def at(x: torch.Tensor | None) -> ctypes.c_void_p | None:
+    """Where a tensor's numbers lie, for as long as it is kept; NULL without one."""
+    return None if x is None else ctypes.c_void_p(x.data_ptr())
 
 
 def sizes(*numbers: int) -> list[ctypes.c_size_t]:

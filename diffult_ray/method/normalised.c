@@ -1,4 +1,4 @@
-/* Group norms and the SiLU behind them, of float32 images in channels-last, and their gradients.
+/* Group norms with the SiLU and the dropout behind them, of float32 images in channels-last, and their gradients.
 
    Images are [n, pixels, channels], channels a multiple of 16. A thread has an image at a time, which its
    cache holds from one pass to the next. */
@@ -6,6 +6,8 @@
 #include "lanes.h"
 
 typedef int whole __attribute__((vector_size(64)));
+typedef short halves __attribute__((vector_size(32)));
+typedef short halves_anywhere __attribute__((vector_size(32), aligned(2)));
 
 INLINE lanes least(lanes a, lanes b)
 {
@@ -73,10 +75,36 @@ static void affine(
     }
 }
 
-/* y = silu(group_norm(x)), and the moments [n, groups] of x. */
+/* From random bits [n, channels, pixels] to which of 16 channels are kept, as they reach `least`, a bit each: [n,
+   pixels, channels / 16]. Pixels are a multiple of 16. */
+void kept(const short *bits, unsigned short *words, short least, size_t n, size_t pixels, size_t channels)
+{
+#pragma omp parallel for schedule(static)
+    for (size_t k = 0; k < n; k++)
+        for (size_t c = 0; c < channels; c += LANES)
+            for (size_t p = 0; p < pixels; p += LANES) {
+                halves found = {0};
+                for (size_t i = 0; i < LANES; i++) {
+                    halves these = *(const halves_anywhere *)(bits + (k * channels + c + i) * pixels + p);
+                    found |= (these >= least) & (short)(1 << i);
+                }
+                for (size_t i = 0; i < LANES; i++)
+                    words[((k * pixels + p + i) * channels + c) / LANES] = found[i];
+            }
+}
+
+/* x times `by` where a bit of the word is set, else 0. */
+INLINE lanes times(lanes x, unsigned short word, float by)
+{
+    const whole bits = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768};
+    return (lanes)((whole)(x * by) & ((word & bits) != 0));
+}
+
+/* y = dropout(silu(group_norm(x))), and the moments [n, groups] of x. What is kept, as words from `kept`, is
+   multiplied by `by`; without words there is no dropout. */
 void silu_of_group_norm(
-    const float *x, const float *weight, const float *bias, float *y, float *mean, float *inverse,
-    size_t n, size_t pixels, size_t channels, size_t groups, float eps)
+    const float *x, const float *weight, const float *bias, const unsigned short *words, float by,
+    float *y, float *mean, float *inverse, size_t n, size_t pixels, size_t channels, size_t groups, float eps)
 {
 #pragma omp parallel for schedule(static)
     for (size_t k = 0; k < n; k++) {
@@ -87,15 +115,19 @@ void silu_of_group_norm(
         for (size_t p = 0; p < pixels; p++)
             for (size_t c = 0; c < channels; c += LANES) {
                 lanes z = at(from + p * channels + c) * at(scale + c) + at(shift + c);
-                put(to + p * channels + c, z * sigmoid(z));
+                lanes active = z * sigmoid(z);
+                if (words)
+                    active = times(active, words[((k * pixels + p) * channels + c) / LANES], by);
+                put(to + p * channels + c, active);
             }
     }
 }
 
 /* From grad of y that of x, and those of weight and bias by image: [n, channels]. */
 void silu_of_group_norm_backward(
-    const float *grad, const float *x, const float *weight, const float *bias, const float *mean, const float *inverse,
-    float *for_x, float *for_weight, float *for_bias, size_t n, size_t pixels, size_t channels, size_t groups)
+    const float *grad, const float *x, const float *weight, const float *bias, const unsigned short *words, float by,
+    const float *mean, const float *inverse, float *for_x, float *for_weight, float *for_bias,
+    size_t n, size_t pixels, size_t channels, size_t groups)
 {
     size_t each = channels / groups;
 #pragma omp parallel for schedule(static)
@@ -114,6 +146,8 @@ void silu_of_group_norm_backward(
             for (size_t c = 0; c < channels; c += LANES) {
                 lanes v = at(from + p * channels + c), z = v * at(scale + c) + at(shift + c), s = sigmoid(z);
                 lanes d = at(above + p * channels + c) * s * (1 + z * (1 - s));
+                if (words)
+                    d = times(d, words[((k * pixels + p) * channels + c) / LANES], by);
                 put(to + p * channels + c, d);
                 put(by_bias + c, at(by_bias + c) + d);
                 put(by_weight + c, at(by_weight + c) + d * (v - at(middle + c)));

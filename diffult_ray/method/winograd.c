@@ -1,15 +1,27 @@
-/* Winograd's transforms for F(4x4, 3x3) of float32 images in channels-last, and their adjoints.
+/* Convolutions of float32 images in channels-last by Winograd's F(4x4, 3x3), and what the gradient of their
+   kernels needs.
 
-   A tile is 6x6 pixels, and the next lies 4 further; of it, or of a kernel, come 36 numbers for each channel.
-   Tiles that are to be factors of products are kept as [tiles, 36, channels], where one's numbers lie close
-   together; products come as [36, tiles, channels]. The matrices are those of Lavin and Gray (2016), for the
-   points 0, 1, -1, 2, -2 and infinity. Channels are a multiple of 16, heights and widths of 4. */
+   A tile is 6x6 pixels, and the next lies 4 further; of it, or of a kernel, come 36 numbers for each channel,
+   which are multiplied apart from each other. Tiles' are kept as [tiles, 36, channels]. The matrices are those of
+   Lavin and Gray (2016), for the points 0, 1, -1, 2, -2 and infinity. Channels are a multiple of 16, heights and
+   widths of 4. */
 
 #include "lanes.h"
 
 typedef void along(const float *from, ptrdiff_t near, float *to, ptrdiff_t far);
 
-enum { TILE = 6, PIXELS = 4, KERNEL = 3 };
+enum { TILE = 6, PIXELS = 4, KERNEL = 3, NUMBERS = TILE * TILE };
+
+/* A product has as many sums at a time as fit into registers: ROWS times MOST lanes. */
+#ifdef __AVX512F__
+enum { ROWS = 8, MOST = 2 };
+#else
+enum { ROWS = 4, MOST = 1 };
+#endif
+
+/* How far the numbers of two tiles lie apart that are multiplied: no power of two, as all would then have the same
+   few places in the caches. */
+INLINE size_t row(size_t channels) { return NUMBERS * channels + LANES; }
 
 static const float SIXTH = 1 / 6.0f;
 
@@ -28,19 +40,6 @@ INLINE void from_tile(const float *x, ptrdiff_t near, float *v, ptrdiff_t far)
     put(v + 3 * far, r + s);
     put(v + 4 * far, r - s);
     put(v + 5 * far, 4 * b - 5 * d + f);
-}
-
-INLINE void from_tile_adjoint(const float *v, ptrdiff_t near, float *x, ptrdiff_t far)
-{
-    lanes a = at(v), b = at(v + near), c = at(v + 2 * near);
-    lanes d = at(v + 3 * near), e = at(v + 4 * near), f = at(v + 5 * near);
-    lanes p = b + c, q = b - c, r = d + e, s = 2 * (d - e);
-    put(x, 4 * a);
-    put(x + far, 4 * (f - q) - s);
-    put(x + 2 * far, -5 * a - 4 * p - r);
-    put(x + 3 * far, q + s - 5 * f);
-    put(x + 4 * far, a + p + r);
-    put(x + 5 * far, f);
 }
 
 INLINE void to_pixels(const float *m, ptrdiff_t near, float *y, ptrdiff_t far)
@@ -121,115 +120,142 @@ INLINE void within(size_t place, size_t most, int *first, int *last)
     *last = place + PIXELS == most ? TILE - 1 : TILE;
 }
 
-/* x [n, height, width, channels] to v [tiles, 36, channels]; beyond an image's border there are zeros. If
+/* Of tile t of x [n, height, width, channels] to v [36, channels]; beyond an image's border there are zeros. If
    `doubled`, x is [n, height / 2, width / 2, channels], whose pixels are each taken twice in both directions. */
+static void from_image(
+    const float *x, float *v, int doubled, size_t t, size_t height, size_t width, size_t channels)
+{
+    size_t across = width / PIXELS, down = height / PIXELS;
+    ptrdiff_t below = (width >> doubled) * channels, beside = channels;
+    const float *image = x + t / (down * across) * (height >> doubled) * below;
+    ptrdiff_t row = t / across % down * PIXELS, column = t % across * PIXELS;
+    int top, bottom, left, right;
+    within(row, height, &top, &bottom);
+    within(column, width, &left, &right);
+    int whole = !doubled && bottom - top == TILE && right - left == TILE;
+    LOCAL tile[NUMBERS * LANES] = {0};
+    for (size_t c = 0; c < channels; c += LANES) {
+        const float *from = image + (row - 1) * below + (column - 1) * beside + c;
+        if (whole) {
+            both(from_tile, TILE, from, below, beside, TILE, v + c, TILE * channels, channels, NULL);
+            continue;
+        }
+        for (int i = top; i < bottom; i++)
+            for (int j = left; j < right; j++) {
+                ptrdiff_t y = (row + i - 1) >> doubled, z = (column + j - 1) >> doubled;
+                put(tile + (TILE * i + j) * LANES, at(image + y * below + z * beside + c));
+            }
+        both(from_tile, TILE, tile, TILE * LANES, LANES, TILE, v + c, TILE * channels, channels, NULL);
+    }
+}
+
+/* sums += v u: of v [ROWS, depth], whose rows lie `apart`, and u [depth, wide lanes]. Meanwhile `ahead` [depth,
+   LANES], unless it is NULL, comes nearer. */
+INLINE void multiply(
+    int wide, const float *v, size_t apart, const float *u, size_t depth, const float *ahead, lanes sums[ROWS][MOST])
+{
+#pragma GCC unroll 2
+    for (size_t d = 0; d < depth; d++) {
+        lanes b[MOST];
+        if (ahead)
+            __builtin_prefetch(ahead + d * LANES, 0, 2);
+#pragma GCC unroll 2
+        for (int w = 0; w < wide; w++)
+            b[w] = at(u + (d * wide + w) * LANES);
+#pragma GCC unroll 8
+        for (int r = 0; r < ROWS; r++)
+#pragma GCC unroll 2
+            for (int w = 0; w < wide; w++)
+                sums[r][w] += v[r * apart + d] * b[w];
+    }
+}
+
+/* m [tiles, 36, outputs] = v [tiles, 36, channels] by u [36, outputs / width, channels, width], whose parts lie
+   `apart`; a width is `wide` lanes, and tiles are a multiple of ROWS. The part of u behind the one at work is
+   fetched by as many rows as it takes. */
+INLINE void by_kernels(
+    int wide, const float *v, const float *u, size_t apart, float *m, size_t tiles, size_t channels, size_t outputs)
+{
+    size_t width = wide * LANES;
+    for (int i = 0; i < NUMBERS; i++)
+        for (size_t k = 0; k < outputs; k += width)
+            for (size_t t = 0; t < tiles; t += ROWS) {
+                const float *from = v + t * row(channels) + i * channels, *by = u + i * apart + k * channels;
+                float *to = m + t * row(outputs) + i * outputs + k;
+                lanes sums[ROWS][MOST] = {0};
+                if (t < width / LANES * ROWS)
+                    multiply(wide, from, row(channels), by, channels, by + (width + t / ROWS * LANES) * channels, sums);
+                else
+                    multiply(wide, from, row(channels), by, channels, NULL, sums);
+                for (int r = 0; r < ROWS; r++)
+                    for (int w = 0; w < wide; w++)
+                        put(to + r * row(outputs) + w * LANES, sums[r][w]);
+            }
+}
+
+/* How many lanes of the kernels are multiplied at a time. */
+INLINE int lanes_at_once(size_t outputs) { return outputs % (MOST * LANES) ? 1 : MOST; }
+
+/* y [n, height, width, outputs] of x [n, height, width, channels] by u as in `by_kernels`, plus a bias [outputs]
+   unless it is NULL. A thread takes `most` tiles at a time, a multiple of ROWS, from the images to the images, so
+   that what lies between two steps stays in its cache, in a part of its own of `room`. */
+void convolution(
+    const float *x, const float *u, size_t apart, const float *bias, float *y, float *room, int doubled, size_t most,
+    size_t threads, size_t n, size_t height, size_t width, size_t channels, size_t outputs)
+{
+    size_t count = n * (height / PIXELS) * (width / PIXELS), groups = (count + ROWS - 1) / ROWS;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (size_t thread = 0; thread < threads; thread++) {
+        float *v = room + thread * most * (row(channels) + row(outputs)), *m = v + most * row(channels);
+        size_t begin = groups * thread / threads * ROWS, end = groups * (thread + 1) / threads * ROWS;
+        for (size_t first = begin; first < end; first += most) {
+            size_t tiles = end - first < most ? end - first : most;
+            size_t own = count - first < tiles ? count - first : tiles;
+            for (size_t t = 0; t < own; t++)
+                from_image(x, v + t * row(channels), doubled, first + t, height, width, channels);
+            if (lanes_at_once(outputs) == MOST)
+                by_kernels(MOST, v, u, apart, m, tiles, channels, outputs);
+            else
+                by_kernels(1, v, u, apart, m, tiles, channels, outputs);
+            for (size_t t = 0; t < own; t++)
+                for (size_t k = 0; k < outputs; k += LANES)
+                    both(to_pixels, TILE, m + t * row(outputs) + k, TILE * outputs, outputs,
+                         PIXELS, y + corner(first + t, height, width, outputs) + k, width * outputs, outputs,
+                         bias ? bias + k : NULL);
+        }
+    }
+}
+
+/* All tiles of x, as in `from_image`, to v [tiles, 36, channels]. */
 void tiles(const float *x, float *v, int doubled, size_t n, size_t height, size_t width, size_t channels)
 {
-    size_t across = width / PIXELS, down = height / PIXELS, apart = channels;
-    ptrdiff_t below = (width >> doubled) * channels, beside = channels;
+    size_t count = n * (height / PIXELS) * (width / PIXELS);
 #pragma omp parallel for schedule(static)
-    for (size_t t = 0; t < n * down * across; t++) {
-        const float *image = x + t / (down * across) * (height >> doubled) * below;
-        ptrdiff_t row = t / across % down * PIXELS, column = t % across * PIXELS;
-        int top, bottom, left, right;
-        within(row, height, &top, &bottom);
-        within(column, width, &left, &right);
-        int whole = !doubled && bottom - top == TILE && right - left == TILE;
-        LOCAL tile[TILE * TILE * LANES] = {0};
-        for (size_t c = 0; c < channels; c += LANES) {
-            const float *from = image + (row - 1) * below + (column - 1) * beside + c;
-            float *to = v + t * TILE * TILE * channels + c;
-            if (whole) {
-                both(from_tile, TILE, from, below, beside, TILE, to, TILE * apart, apart, NULL);
-                continue;
-            }
-            for (int i = top; i < bottom; i++)
-                for (int j = left; j < right; j++) {
-                    ptrdiff_t y = (row + i - 1) >> doubled, z = (column + j - 1) >> doubled;
-                    put(tile + (TILE * i + j) * LANES, at(image + y * below + z * beside + c));
-                }
-            both(from_tile, TILE, tile, TILE * LANES, LANES, TILE, to, TILE * apart, apart, NULL);
-        }
-    }
+    for (size_t t = 0; t < count; t++)
+        from_image(x, v + t * NUMBERS * channels, doubled, t, height, width, channels);
 }
 
-/* Its adjoint, of v [36, tiles, channels]: what tiles have in common is added up. A thread has images, or
-   channels of them, of its own. */
-void tiles_adjoint(const float *v, float *x, int doubled, size_t n, size_t height, size_t width, size_t channels)
-{
-    size_t across = width / PIXELS, down = height / PIXELS, own = down * across, apart = n * own * channels;
-    size_t pixels = (height >> doubled) * (width >> doubled), share = channels % (4 * LANES) ? LANES : 4 * LANES;
-    ptrdiff_t below = (width >> doubled) * channels, beside = channels;
-#pragma omp parallel for collapse(2) schedule(static)
-    for (size_t k = 0; k < n; k++)
-        for (size_t begin = 0; begin < channels; begin += share) {
-            float *image = x + k * pixels * channels;
-            for (size_t pixel = 0; pixel < pixels; pixel++)
-                for (size_t c = begin; c < begin + share; c += LANES)
-                    put(image + pixel * channels + c, (lanes){0});
-            for (size_t t = k * own; t < (k + 1) * own; t++) {
-                ptrdiff_t row = t / across % down * PIXELS, column = t % across * PIXELS;
-                int top, bottom, left, right;
-                within(row, height, &top, &bottom);
-                within(column, width, &left, &right);
-                for (size_t c = begin; c < begin + share; c += LANES) {
-                    LOCAL tile[TILE * TILE * LANES];
-                    const float *from = v + t * channels + c;
-                    both(from_tile_adjoint, TILE, from, TILE * apart, apart, TILE, tile, TILE * LANES, LANES, NULL);
-                    for (int i = top; i < bottom; i++)
-                        for (int j = left; j < right; j++) {
-                            ptrdiff_t y = (row + i - 1) >> doubled, z = (column + j - 1) >> doubled;
-                            float *p = image + y * below + z * beside + c;
-                            put(p, at(p) + at(tile + (TILE * i + j) * LANES));
-                        }
-                }
-            }
-        }
-}
-
-/* m [36, tiles, channels] to y [n, height, width, channels], plus a bias [channels] unless it is NULL. */
-void pixels(const float *m, const float *bias, float *y, size_t n, size_t height, size_t width, size_t channels)
-{
-    size_t count = n * (height / PIXELS) * (width / PIXELS), apart = count * channels;
-#pragma omp parallel for schedule(static)
-    for (size_t t = 0; t < count; t++) {
-        float *to = y + corner(t, height, width, channels);
-        for (size_t c = 0; c < channels; c += LANES)
-            both(to_pixels, TILE, m + t * channels + c, TILE * apart, apart,
-                 PIXELS, to + c, width * channels, channels, bias ? bias + c : NULL);
-    }
-}
-
-/* Its adjoint, to m [tiles, 36, channels]. */
+/* The adjoint of what comes behind the products, from y [n, height, width, channels] to m [tiles, 36, channels]. */
 void pixels_adjoint(const float *y, float *m, size_t n, size_t height, size_t width, size_t channels)
 {
-    size_t count = n * (height / PIXELS) * (width / PIXELS), apart = channels, next = TILE * TILE * channels;
+    size_t count = n * (height / PIXELS) * (width / PIXELS);
 #pragma omp parallel for schedule(static)
     for (size_t t = 0; t < count; t++) {
         const float *from = y + corner(t, height, width, channels);
         for (size_t c = 0; c < channels; c += LANES)
             both(to_pixels_adjoint, PIXELS, from + c, width * channels, channels,
-                 TILE, m + t * next + c, TILE * apart, apart, NULL);
+                 TILE, m + t * NUMBERS * channels + c, TILE * channels, channels, NULL);
     }
 }
 
-/* w [n, 3, 3, channels] to u [36, n, channels], whose 36 parts lie `apart`. */
-void kernels(const float *w, float *u, size_t apart, size_t n, size_t channels)
-{
-#pragma omp parallel for schedule(static)
-    for (size_t k = 0; k < n; k++)
-        for (size_t c = 0; c < channels; c += LANES)
-            both(from_kernel, KERNEL, w + k * KERNEL * KERNEL * channels + c, KERNEL * channels, channels,
-                 TILE, u + k * channels + c, TILE * apart, apart, NULL);
-}
-
-/* The same to u [36, channels, n]. */
-void kernels_turned(const float *w, float *u, size_t apart, size_t n, size_t channels)
+/* w [outputs, 3, 3, channels] to u as in `by_kernels`, to convolve with. */
+void kernels(const float *w, float *u, size_t apart, size_t outputs, size_t channels)
 {
     enum { NEXT = LANES * LANES };
+    size_t width = lanes_at_once(outputs) * LANES;
 #pragma omp parallel for collapse(2) schedule(static)
     for (size_t c = 0; c < channels; c += LANES)
-        for (size_t k = 0; k < n; k += LANES) {
+        for (size_t k = 0; k < outputs; k += LANES) {
             LOCAL turned[KERNEL * KERNEL * NEXT];
             for (int i = 0; i < KERNEL * KERNEL; i++)
                 for (int a = 0; a < LANES; a++)
@@ -237,15 +263,29 @@ void kernels_turned(const float *w, float *u, size_t apart, size_t n, size_t cha
                         turned[i * NEXT + b * LANES + a] = w[((k + a) * KERNEL * KERNEL + i) * channels + c + b];
             for (int b = 0; b < LANES; b++)
                 both(from_kernel, KERNEL, turned + b * LANES, KERNEL * NEXT, NEXT,
-                     TILE, u + (c + b) * n + k, TILE * apart, apart, NULL);
+                     TILE, u + k / width * width * channels + (c + b) * width + k % width, TILE * apart, apart, NULL);
         }
 }
 
-/* The adjoint of the former of the two. */
-void kernels_adjoint(const float *u, float *w, size_t apart, size_t n, size_t channels)
+/* The same to convolve the gradient of y with, for that of x: turned by half a turn, [36, channels / width,
+   outputs, width]. */
+void kernels_turned(const float *w, float *u, size_t apart, size_t outputs, size_t channels)
+{
+    size_t width = lanes_at_once(channels) * LANES;
+    ptrdiff_t below = KERNEL * channels, beside = channels;
+#pragma omp parallel for schedule(static)
+    for (size_t k = 0; k < outputs; k++)
+        for (size_t c = 0; c < channels; c += LANES)
+            both(from_kernel, KERNEL, w + (k + 1) * KERNEL * KERNEL * channels - channels + c, -below, -beside,
+                 TILE, u + c / width * width * outputs + k * width + c % width, TILE * apart, apart, NULL);
+}
+
+/* From the gradient of the kernels' numbers, u [36, outputs, channels], whose parts lie `apart`, that of w [outputs,
+   3, 3, channels]. */
+void kernels_adjoint(const float *u, float *w, size_t apart, size_t outputs, size_t channels)
 {
 #pragma omp parallel for schedule(static)
-    for (size_t k = 0; k < n; k++)
+    for (size_t k = 0; k < outputs; k++)
         for (size_t c = 0; c < channels; c += LANES)
             both(from_kernel_adjoint, TILE, u + k * channels + c, TILE * apart, apart,
                  KERNEL, w + k * KERNEL * KERNEL * channels + c, KERNEL * channels, channels, NULL);

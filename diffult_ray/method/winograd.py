@@ -1,14 +1,13 @@
 """3x3 convolutions on a processor with a quarter of the products: Winograd's F(4x4, 3x3).
 
 Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016 (arXiv:1509.09308). oneDNN's
-convolutions, which are torch's, multiply directly. The products are torch's own; the transforms before and
-behind them are C, in winograd.c (`native`). Without a compiler convolutions stay torch's. float32 ends some
-3e-6 from float64 instead of 3e-7.
+convolutions, which are torch's, multiply directly. A convolution is one pass in C, winograd.c (`native`): a
+thread takes few tiles from image to image, as what lies between the transforms and the products would
+otherwise go through memory. Without a compiler convolutions stay torch's. float32 ends some 3e-6 from float64
+instead of 3e-7.
 """
 
 from __future__ import annotations
-
-import ctypes
 
 import torch
 from torch.autograd.function import once_differentiable
@@ -19,7 +18,7 @@ from diffult_ray.method.native import at, lasts, sizes
 
 NUMBERS, SIDE = 36, 4  # of a tile; pixels that are its own
 FEWEST_CHANNELS, FEWEST_TILES = 64, 64  # below, a direct convolution is as fast: docs/RESULTS.md
-TILES = 128  # at a time, so that what lies between two steps stays in the cache
+AT_ONCE, AT_ONCE_FOR_KERNELS = 32, 128  # tiles, so that what lies between two steps stays in the cache
 
 
 def takes(conv: torch.nn.Module) -> bool:
@@ -71,75 +70,64 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, doubled):
         ctx.save_for_backward(x, weight)
-        ctx.doubled, times = doubled, 2 if doubled else 1
-        c, (n, channels, height, width), k = native.library(), x.shape, len(weight)
-        y = torch.empty(n, k, times * height, times * width, memory_format=torch.channels_last)
-        kernels, room = _kernels(weight, turned=True), (_memory(y, channels), _memory(y, k))
-        for some in _shares(y):
-            v, m = (_products(each, y[some]) for each in room)
-            c.tiles(at(x[some]), at(v), doubled, *_sizes(y[some], channels))
-            torch.bmm(_factors(v), kernels, out=m)
-            c.pixels(at(m), None if bias is None else at(bias), at(y[some]), *_sizes(y[some], k))
-        return y
+        ctx.doubled = doubled
+        return _convolved(x, _kernels(weight), len(weight), bias, doubled)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
         x, weight = ctx.saved_tensors
-        c, (k, channels), grad = native.library(), weight.shape[:2], lasts(grad)
-        for_x, for_weight = torch.empty_like(x), torch.empty_like(weight)
-        for_kernels = torch.empty(NUMBERS, k, channels)
-        kernels, room = _kernels(weight, turned=False), (_memory(grad, channels), _memory(grad, k))
-        for some in _shares(grad):
-            v, m = (_products(each, grad[some]) for each in room)
-            c.tiles(at(x[some]), at(v), ctx.doubled, *_sizes(grad[some], channels))
-            c.pixels_adjoint(at(grad[some]), at(m), *_sizes(grad[some], k))
-            rows = _factors(m).transpose(1, 2)
-            torch.baddbmm(for_kernels, rows, _factors(v), beta=int(some.start > 0), out=for_kernels)
-            if ctx.needs_input_grad[0]:
-                torch.bmm(_factors(m), kernels, out=v)
-                c.tiles_adjoint(at(v), at(for_x[some]), ctx.doubled, *_sizes(grad[some], channels))
-        c.kernels_adjoint(at(for_kernels), at(for_weight), *sizes(for_kernels.stride(0), k, channels))
-        return for_x, for_weight, grad.sum((0, 2, 3)) if ctx.needs_input_grad[2] else None, None
+        grad, for_x, for_bias = lasts(grad), None, None
+        if ctx.needs_input_grad[0]:
+            for_x = _convolved(grad, _kernels(weight, turned=True), weight.shape[1])
+            for_x = 4 * functional.avg_pool2d(for_x, 2) if ctx.doubled else for_x
+        if ctx.needs_input_grad[2]:
+            for_bias = grad.sum((0, 2, 3))
+        return for_x, _kernels_gradient(x, grad, weight, ctx.doubled), for_bias, None
 
 
-def _kernels(weight: torch.Tensor, *, turned: bool) -> torch.Tensor:
-    """[K, C, 3, 3] as [36, K, C] or, turned, as [36, C, K]: products are faster with rows than with columns.
+def _convolved(
+    x: torch.Tensor, u: torch.Tensor, outputs: int, bias: torch.Tensor | None = None, doubled: bool = False
+) -> torch.Tensor:
+    """[n, K, H, W] of x [n, C, H, W] and `_kernels`."""
+    (n, channels, height, width), times = x.shape, 2 if doubled else 1
+    y = torch.empty(n, outputs, times * height, times * width, memory_format=torch.channels_last)
+    threads = torch.get_num_threads()
+    room = torch.empty(threads * AT_ONCE * (NUMBERS * (channels + outputs) + 2 * native.LANES))
+    native.library().convolution(
+        at(x), at(u), *sizes(u.stride(0)), at(bias), at(y), at(room), doubled,
+        *sizes(AT_ONCE, threads, n, times * height, times * width, channels, outputs),
+    )
+    return y
 
-    Its 36 parts lie no power of two apart, as all would then have the same few places in the caches.
-    """
+
+def _kernels(weight: torch.Tensor, *, turned: bool = False) -> torch.Tensor:
+    """The numbers [36, K C] of weights [K, C, 3, 3] to convolve with or, turned, for the gradient of x."""
     k, c = weight.shape[:2]
-    rows, columns = (c, k) if turned else (k, c)
-    u = torch.empty(NUMBERS, rows + 1, columns)[:, :rows]
+    u = torch.empty(NUMBERS, k * c + native.LANES)  # no power of two apart
     fill = native.library().kernels_turned if turned else native.library().kernels
     fill(at(weight), at(u), *sizes(u.stride(0), k, c))
     return u
 
 
-def _shares(x: torch.Tensor) -> list[slice]:
-    """Of images [n, C, H, W], those at a time."""
-    at_once = max(1, TILES * SIDE**2 // (x.shape[2] * x.shape[3]))
-    return [slice(first, first + at_once) for first in range(0, len(x), at_once)]
+def _kernels_gradient(
+    x: torch.Tensor, grad: torch.Tensor, weight: torch.Tensor, doubled: bool
+) -> torch.Tensor:
+    """Of [K, C, 3, 3]. Tiles' numbers are multiplied by torch, whose products are as fast here."""
+    c, (k, channels), found = native.library(), weight.shape[:2], torch.empty_like(weight)
+    u = torch.empty(NUMBERS, k, channels)
+    at_once = max(1, AT_ONCE_FOR_KERNELS * SIDE**2 // (grad.shape[2] * grad.shape[3]))
+    images = [slice(first, first + at_once) for first in range(0, len(grad), at_once)]
+    v, m = (torch.empty(_tiles(grad[images[0]]), NUMBERS, n) for n in (channels, k))
+    for some in images:
+        n, shape = _tiles(grad[some]), grad[some][:, 0].shape
+        c.tiles(at(x[some]), at(v), doubled, *sizes(*shape, channels))
+        c.pixels_adjoint(at(grad[some]), at(m), *sizes(*shape, k))
+        rows, columns = m[:n].permute(1, 2, 0), v[:n].transpose(0, 1)
+        torch.baddbmm(u, rows, columns, beta=int(some.start > 0), out=u)
+    c.kernels_adjoint(at(u), at(found), *sizes(u.stride(0), k, channels))
+    return found
 
 
-def _memory(x: torch.Tensor, channels: int) -> torch.Tensor:
-    """For the tiles of images [n, _, H, W] at a time, used for all: [tiles, 36 channels]."""
-    at_a_time = x[_shares(x)[0]]
-    return torch.empty(at_a_time[:, 0].numel() // SIDE**2, NUMBERS * channels)
-
-
-def _products(memory: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
-    """Of it, what products have of some images [n, C, H, W]: [36, tiles, channels]."""
-    tiles = images[:, 0].numel() // SIDE**2
-    return memory[:tiles].view(NUMBERS, tiles, -1)
-
-
-def _factors(products: torch.Tensor) -> torch.Tensor:
-    """The same, for what is laid out in it as [tiles, 36, channels]."""
-    numbers, tiles, channels = products.shape
-    return products.view(tiles, numbers, channels).transpose(0, 1)
-
-
-def _sizes(images: torch.Tensor, channels: int) -> list[ctypes.c_size_t]:
-    n, _, height, width = images.shape
-    return sizes(n, height, width, channels)
+def _tiles(images: torch.Tensor) -> int:
+    return images[:, 0].numel() // SIDE**2
