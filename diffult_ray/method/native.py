@@ -1,4 +1,4 @@
-"""What is written in C for the processor at hand, and compiled by each process that needs it (0.6 s).
+"""What is written in C for the processor at hand, and compiled by each process that needs it (1.2 s).
 
 Without a C compiler there is none of it, and its callers go on with torch's own.
 """
@@ -27,6 +27,11 @@ def takes(x: torch.Tensor) -> bool:
     return plain and not torch.compiler.is_compiling() and available()
 
 
+def compiler() -> str | None:
+    """The command of the C compiler at hand: CC, or what is on the path."""
+    return os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
+
+
 def available() -> bool:
     """Whether it could be compiled; tried once a process."""
     return library() is not None
@@ -35,14 +40,14 @@ def available() -> bool:
 @cache
 def library() -> ctypes.CDLL | None:
     """All functions of the sources, with as many threads as torch has; None without a compiler."""
-    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
+    command = compiler()
+    if command is None:
         return None
     with tempfile.TemporaryDirectory(prefix="diffult-native-") as folder:
         made = str(Path(folder, "native.so"))
-        command = [*compiler.split(), *FLAGS, *map(str, SOURCES), "-o", made]
+        whole = [*command.split(), *FLAGS, *map(str, SOURCES), "-o", made]
         try:
-            subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
+            subprocess.run(whole, check=True, capture_output=True, text=True, timeout=60)
             return ctypes.CDLL(made)
         except (OSError, subprocess.SubprocessError) as failure:
             told = (getattr(failure, "stderr", None) or str(failure)).strip().splitlines()[0]

@@ -21,7 +21,7 @@ enum { ROWS = 4, MOST = 1 };
 
 /* How far the numbers of two tiles lie apart that are multiplied: no power of two, as all would then have the same
    few places in the caches. */
-INLINE size_t row(size_t channels) { return NUMBERS * channels + LANES; }
+INLINE size_t step(size_t channels) { return NUMBERS * channels + LANES; }
 
 static const float SIXTH = 1 / 6.0f;
 
@@ -180,16 +180,16 @@ INLINE void by_kernels(
     for (int i = 0; i < NUMBERS; i++)
         for (size_t k = 0; k < outputs; k += width)
             for (size_t t = 0; t < tiles; t += ROWS) {
-                const float *from = v + t * row(channels) + i * channels, *by = u + i * apart + k * channels;
-                float *to = m + t * row(outputs) + i * outputs + k;
+                const float *from = v + t * step(channels) + i * channels, *by = u + i * apart + k * channels;
+                float *to = m + t * step(outputs) + i * outputs + k;
                 lanes sums[ROWS][MOST] = {0};
-                if (t < width / LANES * ROWS)
-                    multiply(wide, from, row(channels), by, channels, by + (width + t / ROWS * LANES) * channels, sums);
+                if (t < (size_t)wide * ROWS) /* two calls, so that the loop in them has no branch */
+                    multiply(wide, from, step(channels), by, channels, by + (width + t / ROWS * LANES) * channels, sums);
                 else
-                    multiply(wide, from, row(channels), by, channels, NULL, sums);
+                    multiply(wide, from, step(channels), by, channels, NULL, sums);
                 for (int r = 0; r < ROWS; r++)
                     for (int w = 0; w < wide; w++)
-                        put(to + r * row(outputs) + w * LANES, sums[r][w]);
+                        put(to + r * step(outputs) + w * LANES, sums[r][w]);
             }
 }
 
@@ -206,20 +206,20 @@ void convolution(
     size_t count = n * (height / PIXELS) * (width / PIXELS), groups = (count + ROWS - 1) / ROWS;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (size_t thread = 0; thread < threads; thread++) {
-        float *v = room + thread * most * (row(channels) + row(outputs)), *m = v + most * row(channels);
+        float *v = room + thread * most * (step(channels) + step(outputs)), *m = v + most * step(channels);
         size_t begin = groups * thread / threads * ROWS, end = groups * (thread + 1) / threads * ROWS;
         for (size_t first = begin; first < end; first += most) {
             size_t tiles = end - first < most ? end - first : most;
             size_t own = count - first < tiles ? count - first : tiles;
             for (size_t t = 0; t < own; t++)
-                from_image(x, v + t * row(channels), doubled, first + t, height, width, channels);
+                from_image(x, v + t * step(channels), doubled, first + t, height, width, channels);
             if (lanes_at_once(outputs) == MOST)
                 by_kernels(MOST, v, u, apart, m, tiles, channels, outputs);
             else
                 by_kernels(1, v, u, apart, m, tiles, channels, outputs);
             for (size_t t = 0; t < own; t++)
                 for (size_t k = 0; k < outputs; k += LANES)
-                    both(to_pixels, TILE, m + t * row(outputs) + k, TILE * outputs, outputs,
+                    both(to_pixels, TILE, m + t * step(outputs) + k, TILE * outputs, outputs,
                          PIXELS, y + corner(first + t, height, width, outputs) + k, width * outputs, outputs,
                          bias ? bias + k : NULL);
         }

@@ -93,6 +93,7 @@ def _convolved(
     (n, channels, height, width), times = x.shape, 2 if doubled else 1
     y = torch.empty(n, outputs, times * height, times * width, memory_format=torch.channels_last)
     threads = torch.get_num_threads()
+    # As `step` in winograd.c has it.
     room = torch.empty(threads * AT_ONCE * (NUMBERS * (channels + outputs) + 2 * native.LANES))
     native.library().convolution(
         at(x), at(u), *sizes(u.stride(0)), at(bias), at(y), at(room), doubled,
