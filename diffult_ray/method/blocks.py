@@ -13,11 +13,15 @@ from torch.nn import functional
 
 from diffult_ray.method import native, winograd
 from diffult_ray.method.normalised import silu_of_group_norm
+from diffult_ray.method.rectified import relu_of_batch_norm
+from diffult_ray.method.residual import basic_block
+from diffult_ray.models.classifiers import BasicBlock
 from diffult_ray.models.dropout import Dropout
 
 # Doubled pixels behind a 3x3 convolution are a transposed one of 4x4. In a row: of u, of w.
 DOUBLED = ((0, 0, 1), (0, 1, 1), (1, 1, 0), (1, 0, 0))
 LEAST_SIDE = 8
+CONVOLUTION = (torch.nn.Conv2d, torch.nn.BatchNorm2d, torch.nn.ReLU)
 
 
 def plain_residuals(unet: torch.nn.Module) -> None:
@@ -57,16 +61,27 @@ def transposed_upsampling(unet: torch.nn.Module) -> None:
         module.forward = MethodType(_upsample_transposed, module)
 
 
-def winograd_convolutions(unet: torch.nn.Module) -> None:
-    """3x3 convolutions by Winograd's algorithm where they are wide enough and a C compiler is at hand."""
-    wide = [module for module in unet.modules() if winograd.takes(module)]
+def winograd_convolutions(network: torch.nn.Module, *, fewest: int = winograd.FEWEST_CHANNELS) -> None:
+    """3x3 convolutions of so many channels by Winograd's algorithm, if a C compiler is at hand."""
+    wide = [module for module in network.modules() if winograd.takes(module, fewest)]
     for module in wide if wide and native.available() else []:
-        module.forward = MethodType(_winograd, module)
+        module.forward = MethodType(winograd.forward, module)
+
+
+def rectified_residuals(classifier: torch.nn.Module) -> None:
+    """ResNets, in whose residual blocks and first layer a batch norm, sum and ReLU are one pass."""
+    from torchvision.models.resnet import BasicBlock as Torchvisions
+
+    for module in classifier.modules():
+        if isinstance(module, BasicBlock | Torchvisions):
+            module.forward = MethodType(_basic, module)
+        elif isinstance(module, torch.nn.Sequential) and tuple(map(type, module)) == CONVOLUTION:
+            module.forward = MethodType(_convolution, module)
 
 
 def has_winograd(unet: torch.nn.Module) -> bool:
     """Whether some convolutions are Winograd's, which are made for channels-last images."""
-    return any(_is_winograd(module) for module in unet.modules())
+    return any(winograd.is_winograd(module) for module in unet.modules())
 
 
 def several_labels(unet: torch.nn.Module, *, once: bool) -> None:
@@ -112,12 +127,14 @@ def _dense_backwards(x: torch.Tensor) -> torch.Tensor:
     return x.permute(0, 2, 3, 1).reshape(n, -1).view(n, height, width, c).permute(0, 3, 1, 2)
 
 
-def _winograd(conv: torch.nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
-    return winograd.conv2d(x, conv.weight, conv.bias)
+def _basic(block: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+    if isinstance(block, BasicBlock):
+        return basic_block(block, x, block.shortcut(x))
+    return basic_block(block, x, x if block.downsample is None else block.downsample(x))
 
 
-def _is_winograd(module: torch.nn.Module) -> bool:
-    return getattr(module.forward, "__func__", None) is _winograd
+def _convolution(layers: torch.nn.Sequential, x: torch.Tensor) -> torch.Tensor:
+    return relu_of_batch_norm(layers[1], layers[0](x))
 
 
 def _is_plain(block: torch.nn.Module) -> bool:
@@ -163,7 +180,8 @@ def _residual_beside(
         return silu_of_group_norm(part, groups, norm.weight[channels], norm.bias[channels], norm.eps)
 
     def convolved(conv: torch.nn.Conv2d, own: torch.Tensor, aside: torch.Tensor) -> torch.Tensor:
-        by = winograd.conv2d if _is_winograd(conv) else partial(functional.conv2d, padding=conv.padding)
+        usual = partial(functional.conv2d, padding=conv.padding)
+        by = winograd.conv2d if winograd.is_winograd(conv) else usual
         return _sum(by(own, conv.weight[:, :c], conv.bias), by(aside, conv.weight[:, c:]))
 
     h = convolved(block.conv1, active(x, slice(0, c)), active(skip, slice(c, None)))
@@ -227,7 +245,7 @@ def _upsample_transposed(
 ) -> torch.Tensor:
     """The same, by one transposed convolution or one of Winograd's, which take fewer products."""
     _only_doubles(output_size)
-    if _is_winograd(block.conv) and winograd.pays(x, block.conv.weight, doubled=True):
+    if winograd.is_winograd(block.conv) and winograd.pays(x, block.conv.weight, doubled=True):
         return winograd.conv2d(x, block.conv.weight, block.conv.bias, doubled=True)
     if min(x.shape[2:]) < LEAST_SIDE:
         return block.conv(functional.interpolate(x, scale_factor=2.0, mode="nearest"))

@@ -16,7 +16,7 @@ import torch
 
 from diffult_ray import footprint
 from diffult_ray.allotment import Allotment
-from diffult_ray.method import blocks
+from diffult_ray.method import blocks, native
 
 FEW_POSITIONS = 256
 MOST_AT_ONCE = 128
@@ -192,6 +192,23 @@ def placed(
     model = tuned(model, given, rounded=uses_bf16(on, precision, size), trains=trains)
     layout = memory_format(on, size, network="unet", trains=trains, model=model)
     return model.to(on, memory_format=layout), layout
+
+
+def placed_classifier(
+    model: torch.nn.Module, given: Allotment, on: torch.device, *, precision: str, image_size: int
+) -> tuple[torch.nn.Module, torch.memory_format]:
+    """A classifier to be trained, on its device, and the layout that it and its images have.
+
+    `tuned`, on a CPU and in float32, the convolutions of a ResNet's basic blocks are Winograd's, and what
+    lies between them is one pass: the same function but for rounding.
+    """
+    layout = memory_format(on, image_size, network="classifier")
+    model = model.to(on, memory_format=layout)
+    plain = not uses_bf16(on, precision, image_size) and not given.compile
+    if given.tuned and on.type == "cpu" and plain and layout == torch.channels_last:
+        blocks.rectified_residuals(model)
+        blocks.winograd_convolutions(model, fewest=native.LANES)
+    return model, layout
 
 
 def clip(parameters: Sequence[torch.nn.Parameter], most: float) -> None:

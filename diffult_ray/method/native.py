@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-SOURCES = [Path(__file__).with_name(name) for name in ("winograd.c", "normalised.c")]
+SOURCES = [Path(__file__).with_name(name) for name in ("winograd.c", "normalised.c", "rectified.c")]
 FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
 LANES = 16  # channels at a time
 

@@ -6,6 +6,8 @@
    Lavin and Gray (2016), for the points 0, 1, -1, 2, -2 and infinity. Channels are a multiple of 16, heights and
    widths of 4. */
 
+#include <omp.h>
+
 #include "lanes.h"
 
 typedef void along(const float *from, ptrdiff_t near, float *to, ptrdiff_t far);
@@ -22,6 +24,9 @@ enum { ROWS = 4, MOST = 1 };
 /* How far the numbers of two tiles lie apart that are multiplied: no power of two, as all would then have the same
    few places in the caches. */
 INLINE size_t step(size_t channels) { return NUMBERS * channels + LANES; }
+
+/* Up to so many channels a convolution waits for memory rather than for its products. */
+enum { FEW = 32 };
 
 static const float SIXTH = 1 / 6.0f;
 
@@ -105,12 +110,34 @@ INLINE void both(
         transform(half + i * n * LANES, LANES, to + i * to_below, to_beside);
 }
 
-/* Where the pixels of tile t begin that are its own. */
-INLINE size_t corner(size_t t, size_t height, size_t width, size_t channels)
+/* A tile among those of n images. */
+struct place {
+    size_t image, row, column;
+};
+
+INLINE struct place place_of(size_t t, size_t height, size_t width)
 {
     size_t across = width / PIXELS, down = height / PIXELS;
-    size_t image = t / (across * down), row = t / across % down, column = t % across;
-    return ((image * height + row * PIXELS) * width + column * PIXELS) * channels;
+    return (struct place){t / (across * down), t / across % down * PIXELS, t % across * PIXELS};
+}
+
+INLINE void advance(struct place *at, size_t height, size_t width)
+{
+    at->column += PIXELS;
+    if (at->column == width) {
+        at->column = 0;
+        at->row += PIXELS;
+    }
+    if (at->row == height) {
+        at->row = 0;
+        at->image++;
+    }
+}
+
+/* Where the pixels of a tile begin that are its own. */
+INLINE size_t corner(struct place at, size_t height, size_t width, size_t channels)
+{
+    return ((at.image * height + at.row) * width + at.column) * channels;
 }
 
 /* Which of a tile's rows or columns, from `first` to before `last`, lie within an image. */
@@ -120,15 +147,13 @@ INLINE void within(size_t place, size_t most, int *first, int *last)
     *last = place + PIXELS == most ? TILE - 1 : TILE;
 }
 
-/* Of tile t of x [n, height, width, channels] to v [36, channels]; beyond an image's border there are zeros. If
+/* Of a tile of x [n, height, width, channels] to v [36, channels]; beyond an image's border there are zeros. If
    `doubled`, x is [n, height / 2, width / 2, channels], whose pixels are each taken twice in both directions. */
 static void from_image(
-    const float *x, float *v, int doubled, size_t t, size_t height, size_t width, size_t channels)
+    const float *x, float *v, int doubled, struct place place, size_t height, size_t width, size_t channels)
 {
-    size_t across = width / PIXELS, down = height / PIXELS;
-    ptrdiff_t below = (width >> doubled) * channels, beside = channels;
-    const float *image = x + t / (down * across) * (height >> doubled) * below;
-    ptrdiff_t row = t / across % down * PIXELS, column = t % across * PIXELS;
+    ptrdiff_t below = (width >> doubled) * channels, beside = channels, row = place.row, column = place.column;
+    const float *image = x + place.image * (height >> doubled) * below;
     int top, bottom, left, right;
     within(row, height, &top, &bottom);
     within(column, width, &left, &right);
@@ -136,6 +161,9 @@ static void from_image(
     LOCAL tile[NUMBERS * LANES] = {0};
     for (size_t c = 0; c < channels; c += LANES) {
         const float *from = image + (row - 1) * below + (column - 1) * beside + c;
+        for (int i = 0; i < TILE; i++) /* what the next tile has beside this one's comes nearer */
+            for (int j = TILE; j < TILE + PIXELS; j++)
+                __builtin_prefetch(from + i * below + j * beside);
         if (whole) {
             both(from_tile, TILE, from, below, beside, TILE, v + c, TILE * channels, channels, NULL);
             continue;
@@ -146,6 +174,20 @@ static void from_image(
                 put(tile + (TILE * i + j) * LANES, at(image + y * below + z * beside + c));
             }
         both(from_tile, TILE, tile, TILE * LANES, LANES, TILE, v + c, TILE * channels, channels, NULL);
+    }
+}
+
+/* The adjoint of what comes behind the products, from a tile's pixels of y [n, height, width, channels] to m [36,
+   channels]. */
+static void from_pixels(const float *y, float *m, struct place place, size_t height, size_t width, size_t channels)
+{
+    const float *from = y + corner(place, height, width, channels);
+    for (size_t c = 0; c < channels; c += LANES) {
+        for (int i = 0; i < PIXELS; i++) /* the next tile's */
+            for (int j = PIXELS; j < 2 * PIXELS; j++)
+                __builtin_prefetch(from + (i * width + j) * channels + c);
+        both(to_pixels_adjoint, PIXELS, from + c, width * channels, channels,
+             TILE, m + c, TILE * channels, channels, NULL);
     }
 }
 
@@ -196,33 +238,74 @@ INLINE void by_kernels(
 /* How many lanes of the kernels are multiplied at a time. */
 INLINE int lanes_at_once(size_t outputs) { return outputs % (MOST * LANES) ? 1 : MOST; }
 
-/* y [n, height, width, outputs] of x [n, height, width, channels] by u as in `by_kernels`, plus a bias [outputs]
-   unless it is NULL. A thread takes `most` tiles at a time, a multiple of ROWS, from the images to the images, so
-   that what lies between two steps stays in its cache, in a part of its own of `room`. */
-void convolution(
-    const float *x, const float *u, size_t apart, const float *bias, float *y, float *room, int doubled, size_t most,
-    size_t threads, size_t n, size_t height, size_t width, size_t channels, size_t outputs)
+/* From the numbers m [36, channels] of a tile to its pixels of y [n, height, width, channels], plus a bias [channels]
+   unless it is NULL. If `onto`, they are added to those there. `moments` [2, channels], unless it is NULL, gets the
+   mean of the pixels and the sum of squares around it. */
+INLINE void to_image(
+    const float *m, const float *bias, float *y, float *moments, int onto, struct place place, size_t height,
+    size_t width, size_t channels)
 {
-    size_t count = n * (height / PIXELS) * (width / PIXELS), groups = (count + ROWS - 1) / ROWS;
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (size_t thread = 0; thread < threads; thread++) {
-        float *v = room + thread * most * (step(channels) + step(outputs)), *m = v + most * step(channels);
-        size_t begin = groups * thread / threads * ROWS, end = groups * (thread + 1) / threads * ROWS;
-        for (size_t first = begin; first < end; first += most) {
-            size_t tiles = end - first < most ? end - first : most;
-            size_t own = count - first < tiles ? count - first : tiles;
-            for (size_t t = 0; t < own; t++)
-                from_image(x, v + t * step(channels), doubled, first + t, height, width, channels);
-            if (lanes_at_once(outputs) == MOST)
-                by_kernels(MOST, v, u, apart, m, tiles, channels, outputs);
-            else
-                by_kernels(1, v, u, apart, m, tiles, channels, outputs);
-            for (size_t t = 0; t < own; t++)
-                for (size_t k = 0; k < outputs; k += LANES)
-                    both(to_pixels, TILE, m + t * step(outputs) + k, TILE * outputs, outputs,
-                         PIXELS, y + corner(first + t, height, width, outputs) + k, width * outputs, outputs,
-                         bias ? bias + k : NULL);
+    float *to = y + corner(place, height, width, channels);
+    for (size_t c = 0; c < channels; c += LANES) {
+        const float *more = bias ? bias + c : NULL;
+        if (!onto && !moments) {
+            both(to_pixels, TILE, m + c, TILE * channels, channels, PIXELS, to + c, width * channels, channels, more);
+            continue;
         }
+        LOCAL own[PIXELS * PIXELS * LANES];
+        both(to_pixels, TILE, m + c, TILE * channels, channels, PIXELS, own, PIXELS * LANES, LANES, more);
+        lanes sum = {0}, square = {0};
+#pragma GCC unroll 16
+        for (int i = 0; i < PIXELS * PIXELS; i++) {
+            float *pixel = to + (i / PIXELS * width + i % PIXELS) * channels + c;
+            lanes value = at(own + i * LANES);
+            if (onto)
+                value += at(pixel);
+            put(pixel, value);
+            sum += value;
+        }
+        if (!moments)
+            continue;
+        lanes mean = sum * (1.0f / (PIXELS * PIXELS));
+#pragma GCC unroll 16
+        for (int i = 0; i < PIXELS * PIXELS; i++) {
+            lanes apart = at(own + i * LANES) - mean;
+            square += apart * apart;
+        }
+        put(moments + c, mean);
+        put(moments + channels + c, square);
+    }
+}
+
+/* y [n, height, width, outputs] of x [n, height, width, channels] by u as in `by_kernels`, with `bias`, `onto` and
+   `moments` [tiles, 2, outputs], where `onto` is not, as in `to_image`. A thread takes `most` tiles at a time, a
+   multiple of ROWS, from the images to the images, so that what lies between two steps stays in its cache, in a part
+   of its own of `room`. Which thread takes which is open until it does, as one may be slower than another. */
+void convolution(
+    const float *x, const float *u, size_t apart, const float *bias, float *y, float *moments, float *room, int doubled,
+    int onto, size_t most, size_t threads, size_t n, size_t height, size_t width, size_t channels, size_t outputs)
+{
+    size_t count = n * (height / PIXELS) * (width / PIXELS);
+#pragma omp parallel for num_threads(threads) schedule(dynamic)
+    for (size_t first = 0; first < count; first += most) {
+        float *v = room + omp_get_thread_num() * most * (step(channels) + step(outputs));
+        float *m = v + most * step(channels);
+        size_t own = count - first < most ? count - first : most, tiles = (own + ROWS - 1) / ROWS * ROWS;
+        struct place place = place_of(first, height, width), back = place;
+        for (size_t t = 0; t < own; t++, advance(&place, height, width)) {
+            from_image(x, v + t * step(channels), doubled, place, height, width, channels);
+            float *to = y + corner(place, height, width, outputs);
+            for (int i = 0; i < PIXELS && outputs <= FEW; i++)
+                for (size_t c = 0; c < PIXELS * outputs; c += LANES)
+                    __builtin_prefetch(to + i * width * outputs + c, 1);
+        }
+        if (lanes_at_once(outputs) == MOST)
+            by_kernels(MOST, v, u, apart, m, tiles, channels, outputs);
+        else
+            by_kernels(1, v, u, apart, m, tiles, channels, outputs);
+        for (size_t t = 0; t < own; t++, advance(&back, height, width))
+            to_image(m + t * step(outputs), bias, y, moments ? moments + (first + t) * 2 * outputs : NULL, onto, back,
+                     height, width, outputs);
     }
 }
 
@@ -232,7 +315,7 @@ void tiles(const float *x, float *v, int doubled, size_t n, size_t height, size_
     size_t count = n * (height / PIXELS) * (width / PIXELS);
 #pragma omp parallel for schedule(static)
     for (size_t t = 0; t < count; t++)
-        from_image(x, v + t * NUMBERS * channels, doubled, t, height, width, channels);
+        from_image(x, v + t * NUMBERS * channels, doubled, place_of(t, height, width), height, width, channels);
 }
 
 /* The adjoint of what comes behind the products, from y [n, height, width, channels] to m [tiles, 36, channels]. */
@@ -240,12 +323,8 @@ void pixels_adjoint(const float *y, float *m, size_t n, size_t height, size_t wi
 {
     size_t count = n * (height / PIXELS) * (width / PIXELS);
 #pragma omp parallel for schedule(static)
-    for (size_t t = 0; t < count; t++) {
-        const float *from = y + corner(t, height, width, channels);
-        for (size_t c = 0; c < channels; c += LANES)
-            both(to_pixels_adjoint, PIXELS, from + c, width * channels, channels,
-                 TILE, m + t * NUMBERS * channels + c, TILE * channels, channels, NULL);
-    }
+    for (size_t t = 0; t < count; t++)
+        from_pixels(y, m + t * NUMBERS * channels, place_of(t, height, width), height, width, channels);
 }
 
 /* w [outputs, 3, 3, channels] to u as in `by_kernels`, to convolve with. */
@@ -289,4 +368,76 @@ void kernels_adjoint(const float *u, float *w, size_t apart, size_t outputs, siz
         for (size_t c = 0; c < channels; c += LANES)
             both(from_kernel_adjoint, TILE, u + k * channels + c, TILE * apart, apart,
                  KERNEL, w + k * KERNEL * KERNEL * channels + c, KERNEL * channels, channels, NULL);
+}
+
+/* u [36, outputs, channels] += the products of m [tiles, 36, outputs] and v [tiles, 36, channels] over the tiles; the
+   parts of u lie `apart`. */
+INLINE void over_tiles(
+    int rows, int wide, const float *m, const float *v, float *u, size_t apart, size_t tiles, size_t channels,
+    size_t outputs)
+{
+    for (int i = 0; i < NUMBERS; i++)
+        for (size_t k = 0; k < outputs; k += rows)
+            for (size_t c = 0; c < channels; c += wide * LANES) {
+                float *to = u + i * apart + k * channels + c;
+                const float *row = m + i * outputs + k, *column = v + i * channels + c;
+                lanes sums[rows][wide];
+#pragma GCC unroll 16
+                for (int r = 0; r < rows; r++)
+#pragma GCC unroll 2
+                    for (int w = 0; w < wide; w++)
+                        sums[r][w] = at(to + r * channels + w * LANES);
+                for (size_t t = 0; t < tiles; t++, row += step(outputs), column += step(channels)) {
+#pragma GCC unroll 16
+                    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 2
+                        for (int w = 0; w < wide; w++)
+                            sums[r][w] += row[r] * at(column + w * LANES);
+                }
+#pragma GCC unroll 16
+                for (int r = 0; r < rows; r++)
+#pragma GCC unroll 2
+                    for (int w = 0; w < wide; w++)
+                        put(to + r * channels + w * LANES, sums[r][w]);
+            }
+}
+
+/* The gradient of w [outputs, 3, 3, channels] from that of y [n, height, width, outputs] and from x [n, height,
+   width, channels]. The tiles are summed in as many `parts`, and the parts in their order, so that threads change
+   nothing; one takes `most` tiles at a time, and has a part of its own of `room` for them, behind the sums. */
+void kernels_gradient(
+    const float *x, const float *y, float *w, float *room, int doubled, size_t most, size_t parts, size_t threads,
+    size_t n, size_t height, size_t width, size_t channels, size_t outputs)
+{
+    size_t count = n * (height / PIXELS) * (width / PIXELS), apart = outputs * channels + LANES;
+    size_t all = NUMBERS * apart;
+#pragma omp parallel for num_threads(threads) schedule(dynamic)
+    for (size_t part = 0; part < parts; part++) {
+        float *u = room + part * all;
+        float *v = room + parts * all + omp_get_thread_num() * most * (step(channels) + step(outputs));
+        float *m = v + most * step(channels);
+        size_t begin = count * part / parts, end = count * (part + 1) / parts;
+        for (size_t i = 0; i < all; i++)
+            u[i] = 0;
+        struct place place = place_of(begin, height, width);
+        for (size_t first = begin; first < end; first += most) {
+            size_t tiles = end - first < most ? end - first : most;
+            for (size_t t = 0; t < tiles; t++, advance(&place, height, width)) {
+                from_image(x, v + t * step(channels), doubled, place, height, width, channels);
+                from_pixels(y, m + t * step(outputs), place, height, width, outputs);
+            }
+            if (channels % (MOST * LANES))
+                over_tiles(MOST * ROWS, 1, m, v, u, apart, tiles, channels, outputs);
+            else
+                over_tiles(ROWS, MOST, m, v, u, apart, tiles, channels, outputs);
+        }
+    }
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (size_t i = 0; i < all; i += LANES) {
+        lanes sum = at(room + i);
+        for (size_t part = 1; part < parts; part++)
+            sum += at(room + part * all + i);
+        put(room + i, sum);
+    }
+    kernels_adjoint(room, w, apart, outputs, channels);
 }

@@ -3,8 +3,8 @@
 Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016 (arXiv:1509.09308). oneDNN's
 convolutions, which are torch's, multiply directly. A convolution is one pass in C, winograd.c (`native`): a
 thread takes few tiles from image to image, as what lies between the transforms and the products would
-otherwise go through memory. Without a compiler convolutions stay torch's. float32 ends some 3e-6 from float64
-instead of 3e-7.
+otherwise go through memory. So is the gradient of kernels of few channels. Without a compiler convolutions
+stay torch's. float32 ends some 3e-6 from float64 instead of 3e-7.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ from diffult_ray.method.native import at, lasts, sizes
 NUMBERS, SIDE = 36, 4  # of a tile; pixels that are its own
 FEWEST_CHANNELS, FEWEST_TILES = 64, 64  # below, a direct convolution is as fast: docs/RESULTS.md
 AT_ONCE, AT_ONCE_FOR_KERNELS = 32, 128  # tiles, so that what lies between two steps stays in the cache
+LEAST_PARTS, MOST_IN_PARTS = 8, 64 * 64  # of sums of kernels' gradients; kernels for which they pay
 
 
-def takes(conv: torch.nn.Module) -> bool:
-    """Whether a layer is a convolution of the kind, wide enough that it pays."""
+def takes(conv: torch.nn.Module, fewest: int = FEWEST_CHANNELS) -> bool:
+    """Whether a layer is a convolution of the kind, of at least so many channels."""
     return (
         isinstance(conv, torch.nn.Conv2d) and conv.kernel_size == (3, 3) and conv.stride == (1, 1)
         and conv.padding == (1, 1) and conv.dilation == (1, 1) and conv.groups == 1
-        and all(n >= FEWEST_CHANNELS and n % native.LANES == 0 for n in (conv.in_channels, conv.out_channels))
+        and all(n >= fewest and n % native.LANES == 0 for n in (conv.in_channels, conv.out_channels))
     )
 
 
@@ -66,12 +67,22 @@ def conv2d(
     return found
 
 
+def forward(conv: torch.nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
+    """`conv2d` in the place of a layer's own `forward`."""
+    return conv2d(x, conv.weight, conv.bias)
+
+
+def is_winograd(conv: torch.nn.Module) -> bool:
+    """Whether it has been put there."""
+    return getattr(conv.forward, "__func__", None) is forward
+
+
 class _Convolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, doubled):
         ctx.save_for_backward(x, weight)
         ctx.doubled = doubled
-        return _convolved(x, _kernels(weight), len(weight), bias, doubled)
+        return convolved(x, kernels(weight), len(weight), bias, doubled=doubled)
 
     @staticmethod
     @once_differentiable
@@ -79,30 +90,49 @@ class _Convolution(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         grad, for_x, for_bias = lasts(grad), None, None
         if ctx.needs_input_grad[0]:
-            for_x = _convolved(grad, _kernels(weight, turned=True), weight.shape[1])
+            for_x = convolved(grad, kernels(weight, turned=True), weight.shape[1])
             for_x = 4 * functional.avg_pool2d(for_x, 2) if ctx.doubled else for_x
         if ctx.needs_input_grad[2]:
             for_bias = grad.sum((0, 2, 3))
-        return for_x, _kernels_gradient(x, grad, weight, ctx.doubled), for_bias, None
+        return for_x, kernels_gradient(x, grad, weight, doubled=ctx.doubled), for_bias, None
 
 
-def _convolved(
-    x: torch.Tensor, u: torch.Tensor, outputs: int, bias: torch.Tensor | None = None, doubled: bool = False
+def convolved(
+    x: torch.Tensor,
+    u: torch.Tensor,
+    outputs: int,
+    bias: torch.Tensor | None = None,
+    *,
+    doubled: bool = False,
+    onto: torch.Tensor | None = None,
+    moments: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """[n, K, H, W] of x [n, C, H, W] and `_kernels`."""
+    """[n, K, H, W] of x [n, C, H, W] and `kernels`; all are channels-last.
+
+    Args:
+        onto: [n, K, H, W] that it is added to, and that is returned.
+        moments: `room_for_moments`, to be filled with those of what is returned.
+    """
     (n, channels, height, width), times = x.shape, 2 if doubled else 1
-    y = torch.empty(n, outputs, times * height, times * width, memory_format=torch.channels_last)
+    y = onto
+    if y is None:
+        y = torch.empty(n, outputs, times * height, times * width, memory_format=torch.channels_last)
     threads = torch.get_num_threads()
     # As `step` in winograd.c has it.
     room = torch.empty(threads * AT_ONCE * (NUMBERS * (channels + outputs) + 2 * native.LANES))
     native.library().convolution(
-        at(x), at(u), *sizes(u.stride(0)), at(bias), at(y), at(room), doubled,
+        at(x), at(u), *sizes(u.stride(0)), *map(at, (bias, y, moments, room)), doubled, onto is not None,
         *sizes(AT_ONCE, threads, n, times * height, times * width, channels, outputs),
     )
     return y
 
 
-def _kernels(weight: torch.Tensor, *, turned: bool = False) -> torch.Tensor:
+def room_for_moments(images: torch.Tensor, channels: int) -> torch.Tensor:
+    """[tiles, 2, channels]: of a tile's own pixels the mean and the sum of squares around it."""
+    return torch.empty(_tiles(images), 2, channels)
+
+
+def kernels(weight: torch.Tensor, *, turned: bool = False) -> torch.Tensor:
     """The numbers [36, K C] of weights [K, C, 3, 3] to convolve with or, turned, for the gradient of x."""
     k, c = weight.shape[:2]
     u = torch.empty(NUMBERS, k * c + native.LANES)  # no power of two apart
@@ -111,11 +141,35 @@ def _kernels(weight: torch.Tensor, *, turned: bool = False) -> torch.Tensor:
     return u
 
 
-def _kernels_gradient(
-    x: torch.Tensor, grad: torch.Tensor, weight: torch.Tensor, doubled: bool
+def kernels_gradient(
+    x: torch.Tensor, grad: torch.Tensor, weight: torch.Tensor, *, doubled: bool = False
 ) -> torch.Tensor:
-    """Of [K, C, 3, 3]. Tiles' numbers are multiplied by torch, whose products are as fast here."""
-    c, (k, channels), found = native.library(), weight.shape[:2], torch.empty_like(weight)
+    """Of [K, C, 3, 3], from x and from what came of it."""
+    k, c = weight.shape[:2]
+    by = _gradient_in_parts if k * c <= MOST_IN_PARTS else _gradient_by_torch
+    return by(x, grad, torch.empty_like(weight), doubled)
+
+
+def _gradient_in_parts(
+    x: torch.Tensor, grad: torch.Tensor, found: torch.Tensor, doubled: bool
+) -> torch.Tensor:
+    (k, channels), threads = found.shape[:2], torch.get_num_threads()
+    sums = NUMBERS * (k * channels + native.LANES)
+    tiles = AT_ONCE * (NUMBERS * (k + channels) + 2 * native.LANES)
+    parts = max(LEAST_PARTS, threads)
+    room = torch.empty(parts * sums + threads * tiles)
+    native.library().kernels_gradient(
+        *map(at, (x, grad, found, room)), doubled,
+        *sizes(AT_ONCE, parts, threads, len(x), *grad.shape[2:], channels, k),
+    )
+    return found
+
+
+def _gradient_by_torch(
+    x: torch.Tensor, grad: torch.Tensor, found: torch.Tensor, doubled: bool
+) -> torch.Tensor:
+    """Of many channels the sums would not stay in a cache, and torch's products are as fast."""
+    c, (k, channels) = native.library(), found.shape[:2]
     u = torch.empty(NUMBERS, k, channels)
     at_once = max(1, AT_ONCE_FOR_KERNELS * SIDE**2 // (grad.shape[2] * grad.shape[3]))
     images = [slice(first, first + at_once) for first in range(0, len(grad), at_once)]

@@ -65,7 +65,7 @@ def _cnn(*, channels: int, image_size: int, num_classes: int, width: int = 16) -
     return Classifier(backbone, 2 * width, num_classes)
 
 
-class _BasicBlock(nn.Module):
+class BasicBlock(nn.Module):
     """Two 3x3 convolutions and an option-A shortcut: strided, padded with zero channels."""
 
     def __init__(self, inside: int, outside: int, stride: int) -> None:
@@ -78,19 +78,21 @@ class _BasicBlock(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = functional.relu(self.bn1(self.conv1(x)))
-        y = self.bn2(self.conv2(y))
-        if self.extra:
-            x = x[:, :, :: self.stride, :: self.stride]
-            x = functional.pad(x, (0, 0, 0, 0, self.extra // 2, self.extra - self.extra // 2))
-        return functional.relu(x + y)
+        return functional.relu(self.shortcut(x) + self.bn2(self.conv2(y)))
+
+    def shortcut(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.extra:
+            return x
+        x = x[:, :, :: self.stride, :: self.stride]
+        return functional.pad(x, (0, 0, 0, 0, self.extra // 2, self.extra - self.extra // 2))
 
 
 def _resnet32(*, channels: int, image_size: int, num_classes: int) -> Classifier:
     """ResNet-32 for 32x32 images (He et al., 2016, section 4.2): 0.46 M parameters for 3 channels."""
     blocks: list[nn.Module] = [_convolution(channels, 16)]
     for level, (inside, outside) in enumerate([(16, 16), (16, 32), (32, 64)]):
-        blocks.append(_BasicBlock(inside, outside, 1 if level == 0 else 2))
-        blocks += [_BasicBlock(outside, outside, 1) for _ in range(4)]
+        blocks.append(BasicBlock(inside, outside, 1 if level == 0 else 2))
+        blocks += [BasicBlock(outside, outside, 1) for _ in range(4)]
     backbone = nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten())
     for module in backbone.modules():
         if isinstance(module, nn.Conv2d):

@@ -276,7 +276,7 @@ def _loop(run: Run, payload: Mapping[str, Any]) -> None:
 
     from diffult_ray.data import load_split
     from diffult_ray.data.batches import augment
-    from diffult_ray.method.device import autocast, memory_format
+    from diffult_ray.method.device import autocast, placed_classifier
     from diffult_ray.method.objectives import make_objective
     from diffult_ray.models import build_classifier
     from diffult_ray.seeds import stream
@@ -284,10 +284,12 @@ def _loop(run: Run, payload: Mapping[str, Any]) -> None:
     config, seed = payload["config"], payload["config"]["seed"]
     split = load_split(payload["inputs"]["split"])
     data = training_set(payload, split)
-    layout = memory_format(run.device, split.image_size, network="classifier")
     torch.manual_seed(stream(seed, "weights"))
     network = _network(config, split)
-    model = build_classifier(**network).to(run.device, memory_format=layout)
+    model, layout = placed_classifier(
+        build_classifier(**network), run.given, run.device, precision=config["precision"],
+        image_size=split.image_size,
+    )
     optimizer = _optimizer(model, config)
     first, history = _restore(run, model, optimizer)
     wrapped = run.distribute(model)

@@ -60,8 +60,9 @@ def own_step(given: Allotment, on: torch.device) -> Step:
     section = Classifier(architecture="resnet32", crop_padding=4, flip=True)
     config = {**section.model_dump(mode="json"), "seed": 0}
     split = SimpleNamespace(image_size=32)
-    layout = device.memory_format(on, 32, network="classifier")
-    model = network().to(on, memory_format=layout)
+    model, layout = device.placed_classifier(
+        network(), given, on, precision=config["precision"], image_size=32
+    )
     wrapped, optimizer = device.compiled(model, given), classifier._optimizer(model, config)
     labels = torch.randint(0, CLASSES, (IMAGES,), device=on)
     weights = torch.ones(IMAGES, device=on)

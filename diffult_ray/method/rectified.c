@@ -1,0 +1,165 @@
+/* Batch norms with the sum with a shortcut and the ReLU behind them, of float32 images in channels-last, and their
+   gradients.
+
+   Images are [n, pixels, channels], channels a multiple of 16. Sums are made by image and then over the images in
+   their order, so that they do not depend on the number of threads. */
+
+#include "lanes.h"
+
+typedef int whole __attribute__((vector_size(64)));
+
+/* x but where z is 0 or less. What is no number stays none. */
+INLINE lanes above(lanes z, lanes x) { return (lanes)(~(z <= 0) & (whole)x); }
+
+/* The mean of an image's pixels a channel, and the sum of squares around it. */
+static void image_moments(const float *x, float *mean, float *square, size_t pixels, size_t channels)
+{
+    for (size_t c = 0; c < channels; c += LANES) {
+        lanes sum = {0}, squares = {0};
+        for (size_t p = 0; p < pixels; p++)
+            sum += at(x + p * channels + c);
+        lanes centre = sum / (float)pixels;
+        for (size_t p = 0; p < pixels; p++) {
+            lanes apart = at(x + p * channels + c) - centre;
+            squares += apart * apart;
+        }
+        put(mean + c, centre);
+        put(square + c, squares);
+    }
+}
+
+/* The same from those of its parts, [parts, 2, channels], of as many pixels each. */
+static void gathered(
+    const float *moments, float *mean, float *square, size_t parts, size_t pixels, size_t channels)
+{
+    for (size_t c = 0; c < channels; c += LANES) {
+        lanes sum = {0}, squares = {0};
+        for (size_t p = 0; p < parts; p++)
+            sum += at(moments + 2 * p * channels + c);
+        lanes centre = sum / (float)parts;
+        for (size_t p = 0; p < parts; p++) {
+            lanes apart = at(moments + 2 * p * channels + c) - centre;
+            squares += at(moments + (2 * p + 1) * channels + c) + (float)(pixels / parts) * apart * apart;
+        }
+        put(mean + c, centre);
+        put(square + c, squares);
+    }
+}
+
+/* The mean and the variance [channels] of x over images and pixels, or, unless it is NULL, from the `moments` [n,
+   parts, 2, channels] of their parts. `room` has 2 n channels. */
+static void batch_moments(
+    const float *x, const float *moments, size_t parts, float *mean, float *variance, float *room,
+    size_t n, size_t pixels, size_t channels)
+{
+    float *means = room, *squares = room + n * channels;
+#pragma omp parallel for schedule(dynamic)
+    for (size_t k = 0; k < n; k++)
+        if (moments)
+            gathered(moments + 2 * k * parts * channels, means + k * channels, squares + k * channels, parts, pixels,
+                     channels);
+        else
+            image_moments(x + k * pixels * channels, means + k * channels, squares + k * channels, pixels, channels);
+    for (size_t c = 0; c < channels; c++) {
+        double centre = 0, sum = 0;
+        for (size_t k = 0; k < n; k++)
+            centre += means[k * channels + c];
+        centre /= n;
+        for (size_t k = 0; k < n; k++) {
+            double apart = means[k * channels + c] - centre;
+            sum += squares[k * channels + c] + pixels * apart * apart;
+        }
+        mean[c] = centre;
+        variance[c] = sum / (n * pixels);
+    }
+}
+
+/* y = relu(x scale + shift + aside), of scale and shift [channels]; `aside`, of x's shape, may be NULL. */
+static void rectified(
+    const float *x, const float *scale, const float *shift, const float *aside, float *y,
+    size_t n, size_t pixels, size_t channels)
+{
+#pragma omp parallel for schedule(dynamic)
+    for (size_t k = 0; k < n; k++)
+        for (size_t c = 0; c < channels; c += LANES) {
+            lanes by = at(scale + c), more = at(shift + c);
+            size_t first = k * pixels * channels + c, last = first + pixels * channels;
+            for (size_t i = first; i < last; i += channels) {
+                lanes z = at(x + i) * by + more;
+                if (aside)
+                    z += at(aside + i);
+                put(y + i, above(z, z));
+            }
+        }
+}
+
+/* y = relu(batch_norm(x) + aside): by the running moments, or, if `mean` and `inverse` [channels] are not NULL, by
+   those of x, or of `moments` as in `batch_moments`, which are kept there, and which the running ones move towards by
+   `momentum`. `room` has 2 n channels. */
+void relu_of_batch_norm(
+    const float *x, const float *weight, const float *bias, const float *aside, float *y,
+    float *running_mean, float *running_variance, float *mean, float *inverse, const float *moments, float *room,
+    float momentum, float eps, size_t parts, size_t n, size_t pixels, size_t channels)
+{
+    float scale[channels], shift[channels];
+    if (mean)
+        batch_moments(x, moments, parts, mean, inverse, room, n, pixels, channels);
+    for (size_t c = 0; c < channels; c++) {
+        double count = n * pixels, centre = mean ? mean[c] : running_mean[c];
+        double variance = mean ? inverse[c] : running_variance[c], rate = 1 / __builtin_sqrt(variance + eps);
+        scale[c] = weight[c] * rate;
+        shift[c] = bias[c] - centre * weight[c] * rate;
+        if (!mean)
+            continue;
+        inverse[c] = rate;
+        running_mean[c] += momentum * (centre - running_mean[c]);
+        running_variance[c] += momentum * (variance * count / (count - 1) - running_variance[c]);
+    }
+    rectified(x, scale, shift, aside, y, n, pixels, channels);
+}
+
+/* From grad of y, and y, those of x, of what was beside it (of x's shape; NULL if there was nothing), and of the
+   norm's weight and bias, [channels]. `for_x` may be `grad`. `room` has 2 n channels. */
+void relu_of_batch_norm_backward(
+    const float *grad, const float *y, const float *x, const float *weight, const float *mean, const float *inverse,
+    float *for_x, float *for_aside, float *for_weight, float *for_bias, float *room,
+    size_t n, size_t pixels, size_t channels)
+{
+    float *moments = room, *sums = room + n * channels;
+#pragma omp parallel for schedule(dynamic)
+    for (size_t k = 0; k < n; k++)
+        for (size_t c = 0; c < channels; c += LANES) {
+            lanes sum = {0}, moment = {0}, centre = at(mean + c);
+            size_t first = k * pixels * channels + c, last = first + pixels * channels;
+            for (size_t i = first; i < last; i += channels) {
+                lanes d = above(at(y + i), at(grad + i));
+                sum += d;
+                moment += d * (at(x + i) - centre);
+                put((for_aside ? for_aside : for_x) + i, d);
+            }
+            put(sums + k * channels + c, sum);
+            put(moments + k * channels + c, moment);
+        }
+    float scale[channels], slope[channels], shift[channels];
+    for (size_t c = 0; c < channels; c++) {
+        double sum = 0, moment = 0, rate = inverse[c], count = n * pixels;
+        for (size_t k = 0; k < n; k++) {
+            sum += sums[k * channels + c];
+            moment += moments[k * channels + c];
+        }
+        for_bias[c] = sum;
+        for_weight[c] = moment * rate;
+        scale[c] = weight[c] * rate;
+        slope[c] = -weight[c] * rate * rate * rate * moment / count;
+        shift[c] = -weight[c] * rate * sum / count - (double)slope[c] * mean[c];
+    }
+    const float *from = for_aside ? for_aside : for_x;
+#pragma omp parallel for schedule(dynamic)
+    for (size_t k = 0; k < n; k++)
+        for (size_t c = 0; c < channels; c += LANES) {
+            lanes by = at(scale + c), factor = at(slope + c), more = at(shift + c);
+            size_t first = k * pixels * channels + c, last = first + pixels * channels;
+            for (size_t i = first; i < last; i += channels)
+                put(for_x + i, at(from + i) * by + at(x + i) * factor + more);
+        }
+}
