@@ -72,7 +72,7 @@ def test_batch_norm_sum_and_relu_are_torchs(n, channels, side, beside):
         ours, exact = ([*r[:1], *r[-3:]] for r in (ours, results(usual, norm, inputs, torch.float64)))
     else:
         exact = results(usual, norm, inputs, torch.float64)
-    assert_near(ours, exact, 3e-6)
+    assert_near(ours, exact, 1e-5)
 
 
 @compiles
@@ -81,19 +81,6 @@ def test_it_keeps_what_is_small_beside_a_large_mean():
     torchs, ours = (results(each, norm, [x])[0] for each in (usual, relu_of_batch_norm))
     exact = results(usual, norm, [x], torch.float64)[0]
     assert (ours - exact).norm() <= (torchs - exact).norm()
-
-
-@compiles
-def test_it_is_the_same_on_any_number_of_threads():
-    norm, inputs, before = drawn(torch.nn.BatchNorm2d(32)), [images(9, 32, 8)] * 2, torch.get_num_threads()
-    try:
-        found = []
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            found.append(results(relu_of_batch_norm, norm, inputs))
-    finally:
-        torch.set_num_threads(before)
-    assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
 
 
 @compiles
@@ -167,6 +154,20 @@ def test_a_block_is_the_same_function(name):
 
 
 @compiles
+@pytest.mark.parametrize("channels", [16, 64])
+def test_a_block_is_the_same_on_any_number_of_threads(channels):
+    module, before = tuned(drawn(BasicBlock(channels, channels, 1))), torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(results(called, module, [images(9, channels, 16)]))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
+
+
+@compiles
 def test_the_gradient_reaches_what_is_asked_for():
     module, x = tuned(drawn(BasicBlock(16, 16, 1))), images(8, 16, 16)
     module(x).sum().backward()
@@ -198,7 +199,7 @@ def trained(given: Allotment, architecture: str, steps: int = 4) -> tuple[list[f
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
     return losses, model
 
 

@@ -41,7 +41,7 @@ SWITCHES = {
     },
     "classifier": {
         USUAL: {}, "precision: float32": {"precision": "float32"}, "precision: bf16": {"precision": "bf16"},
-        "keep_memory: false": {"keep_memory": False},
+        "tuned: false": {"tuned": False}, "keep_memory: false": {"keep_memory": False},
     },
 }
 OF_STAGE = {"precision"}  # the others are of its resources
