@@ -1,4 +1,4 @@
-"""What is written in C for the processor at hand, and compiled by each process that needs it (1.2 s).
+"""What is written in C for the processor at hand, and compiled by each process that needs it (1.7 s).
 
 Without a C compiler there is none of it, and its callers go on with torch's own.
 """
