@@ -159,3 +159,24 @@ def test_a_network_with_it_is_the_same_function(each):
         y, *grads = results(y, list(model.parameters()))
         found.append([y, torch.cat([grad.flatten() for grad in grads])])
     assert blocks.has_winograd(model) and near(found[1], found[0])
+
+
+@compiles
+def test_a_network_that_is_only_evaluated_keeps_what_it_made_of_its_weights():
+    def network(**how) -> torch.nn.Module:
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(*(torch.nn.Conv2d(64, c, 3, padding=1) for c in (64, 128)))
+        blocks.winograd_convolutions(model, **how)
+        return model
+
+    x = given(4, 64, 64, 16, 16)[0].detach()
+    trained, fixed = network(), network(trains=False)
+    with torch.no_grad():
+        assert torch.equal(fixed(x), trained(x)) and torch.equal(fixed(x), trained(x))
+        for model in (trained, fixed):
+            model[0].weight.zero_()
+        assert torch.equal(trained(x)[0, :, 4, 4], trained(x)[1, :, 8, 8])  # made of the first bias alone
+        assert not torch.equal(fixed(x)[0, :, 4, 4], fixed(x)[1, :, 8, 8])
+    assert list(fixed.state_dict()) == list(trained.state_dict())
+    fixed(x).sum().backward()  # with gradients it is the usual convolution
+    assert fixed[1].weight.grad is not None

@@ -61,11 +61,19 @@ def transposed_upsampling(unet: torch.nn.Module) -> None:
         module.forward = MethodType(_upsample_transposed, module)
 
 
-def winograd_convolutions(network: torch.nn.Module, *, fewest: int = winograd.FEWEST_CHANNELS) -> None:
-    """3x3 convolutions of so many channels by Winograd's algorithm, if a C compiler is at hand."""
+def winograd_convolutions(
+    network: torch.nn.Module, *, fewest: int = winograd.FEWEST_CHANNELS, trains: bool = True
+) -> None:
+    """3x3 convolutions of so many channels by Winograd's algorithm, if a C compiler is at hand.
+
+    Args:
+        trains: or is only evaluated, and its weights do not change.
+    """
     wide = [module for module in network.modules() if winograd.takes(module, fewest)]
     for module in wide if wide and native.available() else []:
         module.forward = MethodType(winograd.forward, module)
+        if not trains:
+            winograd.keep_numbers(module)
 
 
 def rectified_residuals(classifier: torch.nn.Module) -> None:
@@ -246,7 +254,7 @@ def _upsample_transposed(
     """The same, by one transposed convolution or one of Winograd's, which take fewer products."""
     _only_doubles(output_size)
     if winograd.is_winograd(block.conv) and winograd.pays(x, block.conv.weight, doubled=True):
-        return winograd.conv2d(x, block.conv.weight, block.conv.bias, doubled=True)
+        return winograd.forward(block.conv, x, doubled=True)
     if min(x.shape[2:]) < LEAST_SIDE:
         return block.conv(functional.interpolate(x, scale_factor=2.0, mode="nearest"))
     with torch.autocast(x.device.type, enabled=False):

@@ -159,7 +159,8 @@ def tuned(
 
     Args:
         rounded: it runs under bf16 autocast.
-        trains: or is only evaluated, so that its weights can be rounded now, and not each time.
+        trains: or is only evaluated, so that its weights can be rounded now, and not each time, and what
+            Winograd's convolutions make of them is kept.
     """
     on_cpu = given.tuned and given.gpus <= 0
     blocks.several_labels(model, once=on_cpu)
@@ -173,7 +174,7 @@ def tuned(
     if on_cpu and _attends(model) <= FEW_POSITIONS:
         blocks.plain_attention(model)
     if on_cpu and not rounded and not given.compile:
-        blocks.winograd_convolutions(model)
+        blocks.winograd_convolutions(model, trains=trains)
     if rounded and not trains:
         for name, module in model.named_modules():
             # The first weights tell diffusers the type of its embeddings, which stay as they are; those of

@@ -67,9 +67,19 @@ def conv2d(
     return found
 
 
-def forward(conv: torch.nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
+def forward(conv: torch.nn.Conv2d, x: torch.Tensor, *, doubled: bool = False) -> torch.Tensor:
     """`conv2d` in the place of a layer's own `forward`."""
-    return conv2d(x, conv.weight, conv.bias)
+    keeps = hasattr(conv, "kept_numbers") and not torch.is_grad_enabled()
+    if not keeps or not pays(x, conv.weight, doubled=doubled):
+        return conv2d(x, conv.weight, conv.bias, doubled=doubled)
+    if conv.kept_numbers is None:
+        conv.kept_numbers = kernels(lasts(conv.weight))
+    return convolved(lasts(x), conv.kept_numbers, len(conv.weight), conv.bias, doubled=doubled)
+
+
+def keep_numbers(conv: torch.nn.Conv2d) -> None:
+    """Let `forward` keep what it makes of the weights, which are not to change: four times their memory."""
+    conv.kept_numbers = None
 
 
 def is_winograd(conv: torch.nn.Module) -> bool:
