@@ -3,6 +3,7 @@
 #include <stddef.h>
 
 typedef float lanes __attribute__((vector_size(64)));
+typedef int whole __attribute__((vector_size(64)));
 typedef float anywhere __attribute__((vector_size(64), aligned(4)));
 
 enum { LANES = 16 };

@@ -5,7 +5,6 @@
 
 #include "lanes.h"
 
-typedef int whole __attribute__((vector_size(64)));
 typedef short halves __attribute__((vector_size(32)));
 typedef short halves_anywhere __attribute__((vector_size(32), aligned(2)));
 

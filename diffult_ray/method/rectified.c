@@ -6,8 +6,6 @@
 
 #include "lanes.h"
 
-typedef int whole __attribute__((vector_size(64)));
-
 /* x but where z is 0 or less. What is no number stays none. */
 INLINE lanes above(lanes z, lanes x) { return (lanes)(~(z <= 0) & (whole)x); }
 
