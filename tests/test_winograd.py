@@ -58,6 +58,31 @@ def test_values_and_gradients_are_those_of_a_convolution(shape, doubled):
 
 
 @compiles
+@pytest.mark.parametrize("doubled", [False, True])
+@pytest.mark.parametrize("each", [1, 3])  # images beside one that is added to them
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_what_is_added_to_a_convolution(doubled, each, has_bias):
+    x, weight, bias = given(9, 16, 32, 16, 8)
+    rng, side = torch.Generator().manual_seed(1), 2 if doubled else 1
+    more = torch.randn(9, 32, generator=rng).requires_grad_()
+    aside = torch.randn(9 // each, 32, 16 * side, 8 * side, generator=rng).requires_grad_()
+    leaves = [x, weight, more, aside, *[bias] * has_bias]
+
+    def by(x, weight, more, aside, bias=None):
+        return winograd.conv2d(x, weight, bias, more, aside, doubled=doubled)
+
+    ours = results(by(*leaves), leaves)
+    doubles = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    assert not winograd.pays(*doubles[:2])
+    usual = results(by(*doubles), doubles)  # torch's own
+    plain = functional.conv2d(
+        x.repeat_interleave(2, 2).repeat_interleave(2, 3) if doubled else x, weight, padding=1
+    ).double() + doubles[2][:, :, None, None] + doubles[3].repeat(each, 1, 1, 1)
+    assert near([usual[0]], [plain + (bias[:, None, None] if has_bias else 0)])
+    assert near(ours, usual)
+
+
+@compiles
 def test_it_takes_any_layout_and_parts_of_weights_and_no_bias():
     x, whole, _ = given(4, 32, 64, 16, 16, torch.contiguous_format)
     parts = x[:, 16:], whole[:, 16:]

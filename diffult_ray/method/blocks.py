@@ -5,7 +5,6 @@ Each stands in for `forward` of a module, bound to it, so that weights and their
 
 from __future__ import annotations
 
-from functools import partial
 from types import MethodType
 
 import torch
@@ -31,23 +30,6 @@ def plain_residuals(unet: torch.nn.Module) -> None:
     for module in unet.modules():
         if isinstance(module, ResnetBlock2D) and _is_plain(module):
             module.forward = MethodType(_residual, module)
-
-
-def plain_attention(unet: torch.nn.Module) -> None:
-    """Attention by plain matrix products instead of torch's fused kernel, in the layout of its input.
-
-    diffusers' own gives back channels-last images, and all that comes after them stays so.
-    """
-    from diffusers.models.attention_processor import Attention, AttnProcessor
-
-    class Plain(AttnProcessor):
-        def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None):
-            found = super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
-            return found.contiguous() if hidden_states.is_contiguous() else found
-
-    for module in unet.modules():
-        if isinstance(module, Attention):
-            module.set_processor(Plain())
 
 
 def transposed_upsampling(unet: torch.nn.Module) -> None:
@@ -156,14 +138,39 @@ def _is_plain(block: torch.nn.Module) -> bool:
 
 def _residual(block: torch.nn.Module, x: torch.Tensor, temb: torch.Tensor) -> torch.Tensor:
     """A plain residual block of diffusers, of x [n, C, H, W] and embeddings [n or m n, d]."""
-    h = block.conv1(_active(block.norm1, x))
-    x = x if block.conv_shortcut is None else block.conv_shortcut(x)
-    return _sum(_second_half(block, h, temb), x)
+    embedded = _embedded(block, temb)
+    if len(embedded) == len(x):
+        h = _convolved(block.conv1, _active(block.norm1, x), embedded)
+    else:
+        h = _sum(embedded[:, :, None, None], block.conv1(_active(block.norm1, x)))
+    shortcut = block.conv_shortcut
+    x = x if shortcut is None else _pointwise(x, shortcut.weight, shortcut.bias)
+    return _convolved(block.conv2, _active(block.norm2, h, block.dropout), aside=x)
 
 
-def _second_half(block: torch.nn.Module, h: torch.Tensor, temb: torch.Tensor) -> torch.Tensor:
-    h = _sum(block.time_emb_proj(block.nonlinearity(temb))[:, :, None, None], h)
-    return block.conv2(_active(block.norm2, h, block.dropout))
+def _embedded(block: torch.nn.Module, temb: torch.Tensor) -> torch.Tensor:
+    return block.time_emb_proj(block.nonlinearity(temb))
+
+
+def _convolved(
+    conv: torch.nn.Conv2d,
+    x: torch.Tensor,
+    more: torch.Tensor | None = None,
+    aside: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """A convolution of x [m n, C, H, W], plus `more` [m n, K] and `aside` [n or m n, K, H, W]."""
+    if winograd.is_winograd(conv):
+        return conv(x, more, aside)
+    y = conv(x)
+    y = y if more is None else more[:, :, None, None] + y
+    return y if aside is None else _sum(y, aside)
+
+
+def _pointwise(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """A 1x1 convolution; of channels-last images in float32 a product of matrices, which is faster."""
+    if not x.is_contiguous(memory_format=torch.channels_last) or not native.takes(x):
+        return functional.conv2d(x, weight, bias)
+    return functional.linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
 
 
 def _active(
@@ -187,13 +194,12 @@ def _residual_beside(
         groups = norm.num_groups * part.shape[1] // norm.num_channels
         return silu_of_group_norm(part, groups, norm.weight[channels], norm.bias[channels], norm.eps)
 
-    def convolved(conv: torch.nn.Conv2d, own: torch.Tensor, aside: torch.Tensor) -> torch.Tensor:
-        usual = partial(functional.conv2d, padding=conv.padding)
-        by = winograd.conv2d if winograd.is_winograd(conv) else usual
-        return _sum(by(own, conv.weight[:, :c], conv.bias), by(aside, conv.weight[:, c:]))
-
-    h = convolved(block.conv1, active(x, slice(0, c)), active(skip, slice(c, None)))
-    return convolved(block.conv_shortcut, x, skip) + _second_half(block, h, temb)
+    (conv, weight), shortcut = (block.conv1, block.conv1.weight), block.conv_shortcut
+    by = winograd.conv2d if winograd.is_winograd(conv) else winograd.direct
+    aside = by(active(skip, slice(c, None)), weight[:, c:])
+    h = by(active(x, slice(0, c)), weight[:, :c], conv.bias, _embedded(block, temb), aside)
+    x = _sum(_pointwise(x, shortcut.weight[:, :c], shortcut.bias), _pointwise(skip, shortcut.weight[:, c:]))
+    return _convolved(block.conv2, _active(block.norm2, h, block.dropout), aside=x)
 
 
 def _sum(x: torch.Tensor, aside: torch.Tensor) -> torch.Tensor:

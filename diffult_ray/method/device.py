@@ -17,6 +17,7 @@ import torch
 from diffult_ray import footprint
 from diffult_ray.allotment import Allotment
 from diffult_ray.method import blocks, native
+from diffult_ray.method.attention import fold_attention
 
 FEW_POSITIONS = 256
 MOST_AT_ONCE = 128
@@ -153,9 +154,9 @@ def tuned(
 
     In any case it takes m n labels for n images, as `blocks.several_labels` has it. Residual blocks do
     without what a plain one has no use for. Compiled on a GPU, all stays channels-last. On a CPU attention
-    goes through plain matrix products: torch's fused kernel is made for long sequences, and took 1.7 times
-    as long for the 256 positions of 16x16; upsampling is one transposed convolution; and wide convolutions
-    are Winograd's, but in bf16, whose 8 bits the transforms would spend.
+    has two linear maps instead of four, and plain matrix products: torch's fused kernel is made for long
+    sequences, and took 1.7 times as long for the 256 positions of 16x16; upsampling is one transposed
+    convolution; and wide convolutions are Winograd's, but in bf16, whose 8 bits the transforms would spend.
 
     Args:
         rounded: it runs under bf16 autocast.
@@ -172,14 +173,14 @@ def tuned(
     if on_cpu:
         blocks.transposed_upsampling(model)
     if on_cpu and _attends(model) <= FEW_POSITIONS:
-        blocks.plain_attention(model)
+        fold_attention(model)
     if on_cpu and not rounded and not given.compile:
         blocks.winograd_convolutions(model, trains=trains)
     if rounded and not trains:
         for name, module in model.named_modules():
             # The first weights tell diffusers the type of its embeddings, which stay as they are; those of
-            # upsampling are summed before they are rounded.
-            kept = name == "conv_in" or (on_cpu and "upsamplers" in name)
+            # upsampling are summed before they are rounded, those of attention multiplied.
+            kept = name == "conv_in" or (on_cpu and ("upsamplers" in name or "attentions" in name))
             if isinstance(module, torch.nn.Conv2d | torch.nn.Linear) and not kept:
                 module.to(torch.bfloat16)
     return model

@@ -70,5 +70,5 @@ class _Block(torch.autograd.Function):
         for_y = winograd.convolved(for_y, winograd.kernels(w2, turned=True), n)
         others1 = rectified.backward(for_y, z1, y1, g1, kept1, for_y)
         for_w1 = winograd.kernels_gradient(x, for_y, w1)
-        winograd.convolved(for_y, winograd.kernels(w1, turned=True), n, onto=for_x)
+        winograd.convolved(for_y, winograd.kernels(w1, turned=True), n, aside=for_x, onto=True)
         return for_x, for_w1, others1[0], for_w2, others2[0], others1[1], others2[1], None, None

@@ -238,18 +238,16 @@ INLINE void by_kernels(
 /* How many lanes of the kernels are multiplied at a time. */
 INLINE int lanes_at_once(size_t outputs) { return outputs % (MOST * LANES) ? 1 : MOST; }
 
-/* From the numbers m [36, channels] of a tile to its pixels of y [n, height, width, channels], plus a bias [channels]
-   unless it is NULL. If `onto`, they are added to those there. `moments` [2, channels], unless it is NULL, gets the
-   mean of the pixels and the sum of squares around it. */
+/* From the numbers m [36, channels] of a tile to its pixels, which begin at y, of images of a `width`, plus a bias
+   [channels] and the pixels `aside`, which lie as those of y do and may be those, unless they are NULL. `moments` [2,
+   channels], unless it is NULL, gets the mean of the pixels, without `aside`, and the sum of squares around it. */
 INLINE void to_image(
-    const float *m, const float *bias, float *y, float *moments, int onto, struct place place, size_t height,
-    size_t width, size_t channels)
+    const float *m, const float *bias, const float *aside, float *y, float *moments, size_t width, size_t channels)
 {
-    float *to = y + corner(place, height, width, channels);
     for (size_t c = 0; c < channels; c += LANES) {
         const float *more = bias ? bias + c : NULL;
-        if (!onto && !moments) {
-            both(to_pixels, TILE, m + c, TILE * channels, channels, PIXELS, to + c, width * channels, channels, more);
+        if (!aside && !moments) {
+            both(to_pixels, TILE, m + c, TILE * channels, channels, PIXELS, y + c, width * channels, channels, more);
             continue;
         }
         LOCAL own[PIXELS * PIXELS * LANES];
@@ -257,11 +255,9 @@ INLINE void to_image(
         lanes sum = {0}, square = {0};
 #pragma GCC unroll 16
         for (int i = 0; i < PIXELS * PIXELS; i++) {
-            float *pixel = to + (i / PIXELS * width + i % PIXELS) * channels + c;
+            size_t pixel = (i / PIXELS * width + i % PIXELS) * channels + c;
             lanes value = at(own + i * LANES);
-            if (onto)
-                value += at(pixel);
-            put(pixel, value);
+            put(y + pixel, aside ? value + at(aside + pixel) : value);
             sum += value;
         }
         if (!moments)
@@ -277,15 +273,19 @@ INLINE void to_image(
     }
 }
 
-/* y [n, height, width, outputs] of x [n, height, width, channels] by u as in `by_kernels`, with `bias`, `onto` and
-   `moments` [tiles, 2, outputs], where `onto` is not, as in `to_image`. A thread takes `most` tiles at a time, a
-   multiple of ROWS, from the images to the images, so that what lies between two steps stays in its cache, in a part
-   of its own of `room`. Which thread takes which is open until it does, as one may be slower than another. */
+/* y [n, height, width, outputs] of x [n, height, width, channels] by u as in `by_kernels`, plus a bias [n, outputs],
+   whose rows lie `bias_apart`, and images `aside` [asides, height, width, outputs], taken from the first again behind
+   the last; `moments` [tiles, 2, outputs] as in `to_image`. A thread takes up to `most` tiles at a time, a multiple of
+   ROWS, from the images to the images, so that what lies between two steps stays in its cache, in a part of its own
+   of `room`. Which thread takes which is open until it does, as one may be slower than another. */
 void convolution(
-    const float *x, const float *u, size_t apart, const float *bias, float *y, float *moments, float *room, int doubled,
-    int onto, size_t most, size_t threads, size_t n, size_t height, size_t width, size_t channels, size_t outputs)
+    const float *x, const float *u, size_t apart, const float *bias, size_t bias_apart, const float *aside,
+    size_t asides, float *y, float *moments, float *room, int doubled, size_t most, size_t threads, size_t n,
+    size_t height, size_t width, size_t channels, size_t outputs)
 {
     size_t count = n * (height / PIXELS) * (width / PIXELS);
+    size_t share = (count + threads * ROWS - 1) / (threads * ROWS) * ROWS;
+    most = share < most ? share : most;
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
     for (size_t first = 0; first < count; first += most) {
         float *v = room + omp_get_thread_num() * most * (step(channels) + step(outputs));
@@ -303,9 +303,13 @@ void convolution(
             by_kernels(MOST, v, u, apart, m, tiles, channels, outputs);
         else
             by_kernels(1, v, u, apart, m, tiles, channels, outputs);
-        for (size_t t = 0; t < own; t++, advance(&back, height, width))
-            to_image(m + t * step(outputs), bias, y, moments ? moments + (first + t) * 2 * outputs : NULL, onto, back,
-                     height, width, outputs);
+        for (size_t t = 0; t < own; t++, advance(&back, height, width)) {
+            struct place beside = {asides ? back.image % asides : 0, back.row, back.column};
+            to_image(m + t * step(outputs), bias ? bias + back.image * bias_apart : NULL,
+                     asides ? aside + corner(beside, height, width, outputs) : NULL,
+                     y + corner(back, height, width, outputs),
+                     moments ? moments + (first + t) * 2 * outputs : NULL, width, outputs);
+        }
     }
 }
 
@@ -327,6 +331,39 @@ void pixels_adjoint(const float *y, float *m, size_t n, size_t height, size_t wi
         from_pixels(y, m + t * NUMBERS * channels, place_of(t, height, width), height, width, channels);
 }
 
+/* Half of the rows of a square is exchanged with half of its columns, in squares of 2 `side`. */
+INLINE void exchange(lanes rows[LANES], int side)
+{
+    whole low, high;
+    for (int j = 0; j < LANES; j++) {
+        low[j] = j & side ? LANES + j - side : j;
+        high[j] = j & side ? LANES + j : j + side;
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < LANES; i++)
+        if (!(i & side)) {
+            lanes a = rows[i], b = rows[i + side];
+            rows[i] = __builtin_shuffle(a, b, low);
+            rows[i + side] = __builtin_shuffle(a, b, high);
+        }
+}
+
+/* A square of LANES rows, which lie `apart`, to one whose rows are its columns. */
+INLINE void transpose(const float *from, size_t apart, float *to)
+{
+    lanes rows[LANES];
+#pragma GCC unroll 16
+    for (int i = 0; i < LANES; i++)
+        rows[i] = at(from + i * apart);
+    exchange(rows, 8);
+    exchange(rows, 4);
+    exchange(rows, 2);
+    exchange(rows, 1);
+#pragma GCC unroll 16
+    for (int i = 0; i < LANES; i++)
+        put(to + i * LANES, rows[i]);
+}
+
 /* w [outputs, 3, 3, channels] to u as in `by_kernels`, to convolve with. */
 void kernels(const float *w, float *u, size_t apart, size_t outputs, size_t channels)
 {
@@ -337,9 +374,7 @@ void kernels(const float *w, float *u, size_t apart, size_t outputs, size_t chan
         for (size_t k = 0; k < outputs; k += LANES) {
             LOCAL turned[KERNEL * KERNEL * NEXT];
             for (int i = 0; i < KERNEL * KERNEL; i++)
-                for (int a = 0; a < LANES; a++)
-                    for (int b = 0; b < LANES; b++)
-                        turned[i * NEXT + b * LANES + a] = w[((k + a) * KERNEL * KERNEL + i) * channels + c + b];
+                transpose(w + (k * KERNEL * KERNEL + i) * channels + c, KERNEL * KERNEL * channels, turned + i * NEXT);
             for (int b = 0; b < LANES; b++)
                 both(from_kernel, KERNEL, turned + b * LANES, KERNEL * NEXT, NEXT,
                      TILE, u + k / width * width * channels + (c + b) * width + k % width, TILE * apart, apart, NULL);

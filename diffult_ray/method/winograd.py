@@ -17,7 +17,7 @@ from diffult_ray.method import native
 from diffult_ray.method.native import at, lasts, sizes
 
 NUMBERS, SIDE = 36, 4  # of a tile; pixels that are its own
-FEWEST_CHANNELS, FEWEST_TILES = 64, 64  # below, a direct convolution is as fast: docs/RESULTS.md
+FEWEST_CHANNELS, FEWEST_TILES = 64, 16  # below, a direct convolution is as fast: docs/RESULTS.md
 AT_ONCE, AT_ONCE_FOR_KERNELS = 32, 128  # tiles, so that what lies between two steps stays in the cache
 LEAST_PARTS, MOST_IN_PARTS = 8, 64 * 64  # of sums of kernels' gradients; kernels for which they pay
 
@@ -46,14 +46,22 @@ def pays(x: torch.Tensor, weight: torch.Tensor, *, doubled: bool = False) -> boo
 
 
 def conv2d(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, *, doubled: bool = False
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    more: torch.Tensor | None = None,
+    aside: torch.Tensor | None = None,
+    *,
+    doubled: bool = False,
 ) -> torch.Tensor:
-    """`functional.conv2d` with a padding of 1; torch's own where Winograd's does not pay.
+    """`functional.conv2d` with a padding of 1, plus two more; torch's own where Winograd's does not pay.
 
     Args:
         x: [n, C, H, W]; taken as channels-last.
         weight: [K, C, 3, 3]; taken as channels-last.
         bias: [K].
+        more: [n, K], which is added to all pixels of an image.
+        aside: [n, K, H, W], which is added; or of n / m images, each of which is added to m, in turn.
         doubled: each pixel is taken twice in both directions: nearest-neighbour upsampling.
 
     Returns:
@@ -61,20 +69,42 @@ def conv2d(
     """
     if not pays(x, weight, doubled=doubled):
         x = functional.interpolate(x, scale_factor=2.0, mode="nearest") if doubled else x
-        return functional.conv2d(x, weight, bias, padding=1)
-    found = _Convolution.apply(lasts(x), lasts(weight), bias, doubled)
+        return direct(x, weight, bias, more, aside)
+    aside = None if aside is None else lasts(aside)
+    found = _Convolution.apply(lasts(x), lasts(weight), _whole(bias, more), aside, doubled)
     assert isinstance(found, torch.Tensor)
     return found
 
 
-def forward(conv: torch.nn.Conv2d, x: torch.Tensor, *, doubled: bool = False) -> torch.Tensor:
+def direct(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    more: torch.Tensor | None = None,
+    aside: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """`conv2d` by torch's convolution."""
+    y = functional.conv2d(x, weight, bias, padding=1)
+    y = y if more is None else y + more[:, :, None, None]
+    return y if aside is None else (y.unflatten(0, (-1, len(aside))) + aside).flatten(0, 1)
+
+
+def forward(
+    conv: torch.nn.Conv2d,
+    x: torch.Tensor,
+    more: torch.Tensor | None = None,
+    aside: torch.Tensor | None = None,
+    *,
+    doubled: bool = False,
+) -> torch.Tensor:
     """`conv2d` in the place of a layer's own `forward`."""
     keeps = hasattr(conv, "kept_numbers") and not torch.is_grad_enabled()
     if not keeps or not pays(x, conv.weight, doubled=doubled):
-        return conv2d(x, conv.weight, conv.bias, doubled=doubled)
+        return conv2d(x, conv.weight, conv.bias, more, aside, doubled=doubled)
     if conv.kept_numbers is None:
         conv.kept_numbers = kernels(lasts(conv.weight))
-    return convolved(lasts(x), conv.kept_numbers, len(conv.weight), conv.bias, doubled=doubled)
+    bias, aside = _whole(conv.bias, more), None if aside is None else lasts(aside)
+    return convolved(lasts(x), conv.kept_numbers, len(conv.weight), bias, aside, doubled=doubled)
 
 
 def keep_numbers(conv: torch.nn.Conv2d) -> None:
@@ -87,24 +117,32 @@ def is_winograd(conv: torch.nn.Module) -> bool:
     return getattr(conv.forward, "__func__", None) is forward
 
 
+def _whole(bias: torch.Tensor | None, more: torch.Tensor | None) -> torch.Tensor | None:
+    """[K] for all images, or [n, K]."""
+    return bias if more is None else more if bias is None else bias + more
+
+
 class _Convolution(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weight, bias, doubled):
+    def forward(ctx, x, weight, bias, aside, doubled):
         ctx.save_for_backward(x, weight)
-        ctx.doubled = doubled
-        return convolved(x, kernels(weight), len(weight), bias, doubled=doubled)
+        ctx.doubled, ctx.biases = doubled, 0 if bias is None else bias.dim()
+        ctx.asides = 0 if aside is None else len(aside)
+        return convolved(x, kernels(weight), len(weight), bias, aside, doubled=doubled)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
         x, weight = ctx.saved_tensors
-        grad, for_x, for_bias = lasts(grad), None, None
+        grad, for_x, for_bias, for_aside = lasts(grad), None, None, None
         if ctx.needs_input_grad[0]:
             for_x = convolved(grad, kernels(weight, turned=True), weight.shape[1])
             for_x = 4 * functional.avg_pool2d(for_x, 2) if ctx.doubled else for_x
         if ctx.needs_input_grad[2]:
-            for_bias = grad.sum((0, 2, 3))
-        return for_x, kernels_gradient(x, grad, weight, doubled=ctx.doubled), for_bias, None
+            for_bias = grad.sum((2, 3) if ctx.biases == 2 else (0, 2, 3))
+        if ctx.needs_input_grad[3]:
+            for_aside = grad if ctx.asides == len(grad) else grad.unflatten(0, (-1, ctx.asides)).sum(0)
+        return for_x, kernels_gradient(x, grad, weight, doubled=ctx.doubled), for_bias, for_aside, None
 
 
 def convolved(
@@ -112,26 +150,32 @@ def convolved(
     u: torch.Tensor,
     outputs: int,
     bias: torch.Tensor | None = None,
+    aside: torch.Tensor | None = None,
     *,
     doubled: bool = False,
-    onto: torch.Tensor | None = None,
+    onto: bool = False,
     moments: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """[n, K, H, W] of x [n, C, H, W] and `kernels`; all are channels-last.
 
     Args:
-        onto: [n, K, H, W] that it is added to, and that is returned.
-        moments: `room_for_moments`, to be filled with those of what is returned.
+        bias: [K] or [n, K].
+        aside: as in `conv2d`.
+        onto: the result lies where `aside` was.
+        moments: `room_for_moments`, to be filled with those of what is returned, without `aside`.
     """
     (n, channels, height, width), times = x.shape, 2 if doubled else 1
-    y = onto
-    if y is None:
+    y = aside
+    if y is None or not onto:
         y = torch.empty(n, outputs, times * height, times * width, memory_format=torch.channels_last)
     threads = torch.get_num_threads()
     # As `step` in winograd.c has it.
     room = torch.empty(threads * AT_ONCE * (NUMBERS * (channels + outputs) + 2 * native.LANES))
+    bias = None if bias is None else bias.contiguous()
+    bias_apart = outputs if bias is not None and bias.dim() == 2 else 0
     native.library().convolution(
-        at(x), at(u), *sizes(u.stride(0)), *map(at, (bias, y, moments, room)), doubled, onto is not None,
+        at(x), at(u), *sizes(u.stride(0)), at(bias), *sizes(bias_apart),
+        at(aside), *sizes(0 if aside is None else len(aside)), *map(at, (y, moments, room)), doubled,
         *sizes(AT_ONCE, threads, n, times * height, times * width, channels, outputs),
     )
     return y
