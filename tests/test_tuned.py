@@ -70,6 +70,21 @@ def test_gradients_of_a_tuned_network(given):
         torch.testing.assert_close(tuned, usual, rtol=1e-3, atol=1e-6)
 
 
+# Too narrow for Winograd's convolutions, which are made for channels-last; then with them.
+@pytest.mark.parametrize(("layout", "channels", "each"), [
+    (torch.contiguous_format, (32, 48), 1), (torch.channels_last, (64, 64), 1),
+    (torch.channels_last, (64, 64), 2),
+])
+def test_gradients_on_a_cpu_lie_as_their_weights_do(layout, channels, each):
+    """Else DDP, whose buckets lie so, copies them and warns."""
+    model = device.tuned(network(channels=channels), Allotment()).to(memory_format=layout)
+    x, times, labels = batch()
+    output = model(x.contiguous(memory_format=layout), times, labels.repeat(each)).sample
+    output.square().mean().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad.stride() == parameter.stride(), name
+
+
 # Groups of channels that lie in both of what the last block concatenates; attention in the first and the
 # last block; a network that halves nothing.
 SHAPES = [

@@ -143,8 +143,7 @@ def _residual(block: torch.nn.Module, x: torch.Tensor, temb: torch.Tensor) -> to
         h = _convolved(block.conv1, _active(block.norm1, x), embedded)
     else:
         h = _sum(embedded[:, :, None, None], block.conv1(_active(block.norm1, x)))
-    shortcut = block.conv_shortcut
-    x = x if shortcut is None else _pointwise(x, shortcut.weight, shortcut.bias)
+    x = x if block.conv_shortcut is None else _pointwise(block.conv_shortcut, x)
     return _convolved(block.conv2, _active(block.norm2, h, block.dropout), aside=x)
 
 
@@ -166,11 +165,23 @@ def _convolved(
     return y if aside is None else _sum(y, aside)
 
 
-def _pointwise(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """A 1x1 convolution; of channels-last images in float32 a product of matrices, which is faster."""
-    if not x.is_contiguous(memory_format=torch.channels_last) or not native.takes(x):
-        return functional.conv2d(x, weight, bias)
-    return functional.linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
+def _pointwise(conv: torch.nn.Conv2d, x: torch.Tensor, skip: torch.Tensor | None = None) -> torch.Tensor:
+    """A 1x1 convolution of x [m n, C, H, W], beside skip [n, D, H, W] where there is one.
+
+    Of channels-last images in float32 it is a product of matrices, which is faster. The weights' gradient is
+    then channels-last, as they are.
+    """
+    weight, by = conv.weight, functional.conv2d
+    if x.is_contiguous(memory_format=torch.channels_last) and native.takes(x):
+        weight, by = weight.permute(0, 2, 3, 1).flatten(1), _product
+    if skip is None:
+        return by(x, weight, conv.bias)
+    c = x.shape[1]
+    return _sum(by(x, weight[:, :c], conv.bias), by(skip, weight[:, c:]))
+
+
+def _product(x: torch.Tensor, rows: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    return functional.linear(x.permute(0, 2, 3, 1), rows, bias).permute(0, 3, 1, 2)
 
 
 def _active(
@@ -194,11 +205,11 @@ def _residual_beside(
         groups = norm.num_groups * part.shape[1] // norm.num_channels
         return silu_of_group_norm(part, groups, norm.weight[channels], norm.bias[channels], norm.eps)
 
-    (conv, weight), shortcut = (block.conv1, block.conv1.weight), block.conv_shortcut
+    conv, weight = block.conv1, block.conv1.weight
     by = winograd.conv2d if winograd.is_winograd(conv) else winograd.direct
     aside = by(active(skip, slice(c, None)), weight[:, c:])
     h = by(active(x, slice(0, c)), weight[:, :c], conv.bias, _embedded(block, temb), aside)
-    x = _sum(_pointwise(x, shortcut.weight[:, :c], shortcut.bias), _pointwise(skip, shortcut.weight[:, c:]))
+    x = _pointwise(block.conv_shortcut, x, skip)
     return _convolved(block.conv2, _active(block.norm2, h, block.dropout), aside=x)
 
 
