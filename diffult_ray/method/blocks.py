@@ -142,7 +142,7 @@ def _residual(block: torch.nn.Module, x: torch.Tensor, temb: torch.Tensor) -> to
     if len(embedded) == len(x):
         h = _convolved(block.conv1, _active(block.norm1, x), embedded)
     else:
-        h = _sum(embedded[:, :, None, None], block.conv1(_active(block.norm1, x)))
+        h = winograd.summed(embedded[:, :, None, None], block.conv1(_active(block.norm1, x)))
     x = x if block.conv_shortcut is None else _pointwise(block.conv_shortcut, x)
     return _convolved(block.conv2, _active(block.norm2, h, block.dropout), aside=x)
 
@@ -160,9 +160,7 @@ def _convolved(
     """A convolution of x [m n, C, H, W], plus `more` [m n, K] and `aside` [n or m n, K, H, W]."""
     if winograd.is_winograd(conv):
         return conv(x, more, aside)
-    y = conv(x)
-    y = y if more is None else more[:, :, None, None] + y
-    return y if aside is None else _sum(y, aside)
+    return winograd.plus(conv(x), more, aside)
 
 
 def _pointwise(conv: torch.nn.Conv2d, x: torch.Tensor, skip: torch.Tensor | None = None) -> torch.Tensor:
@@ -177,7 +175,7 @@ def _pointwise(conv: torch.nn.Conv2d, x: torch.Tensor, skip: torch.Tensor | None
     if skip is None:
         return by(x, weight, conv.bias)
     c = x.shape[1]
-    return _sum(by(x, weight[:, :c], conv.bias), by(skip, weight[:, c:]))
+    return winograd.summed(by(x, weight[:, :c], conv.bias), by(skip, weight[:, c:]))
 
 
 def _product(x: torch.Tensor, rows: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -211,13 +209,6 @@ def _residual_beside(
     h = by(active(x, slice(0, c)), weight[:, :c], conv.bias, _embedded(block, temb), aside)
     x = _pointwise(block.conv_shortcut, x, skip)
     return _convolved(block.conv2, _active(block.norm2, h, block.dropout), aside=x)
-
-
-def _sum(x: torch.Tensor, aside: torch.Tensor) -> torch.Tensor:
-    """Of x [n or m n, ...] and aside [n, ...], whose rows are added to m of x each, in turn."""
-    if len(x) == len(aside):
-        return x + aside
-    return (x.unflatten(0, (-1, len(aside))) + aside).flatten(0, 1)
 
 
 def _residual_dense_backwards(block: torch.nn.Module, x: torch.Tensor, temb: torch.Tensor) -> torch.Tensor:

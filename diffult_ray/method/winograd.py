@@ -84,9 +84,20 @@ def direct(
     aside: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """`conv2d` by torch's convolution."""
-    y = functional.conv2d(x, weight, bias, padding=1)
+    return plus(functional.conv2d(x, weight, bias, padding=1), more, aside)
+
+
+def plus(y: torch.Tensor, more: torch.Tensor | None, aside: torch.Tensor | None) -> torch.Tensor:
+    """What `conv2d` adds to a convolution y [n, K, H, W]."""
     y = y if more is None else y + more[:, :, None, None]
-    return y if aside is None else (y.unflatten(0, (-1, len(aside))) + aside).flatten(0, 1)
+    return y if aside is None else summed(y, aside)
+
+
+def summed(x: torch.Tensor, aside: torch.Tensor) -> torch.Tensor:
+    """Of x [n or m n, ...] and aside [n, ...], whose rows are added to m of x each, in turn."""
+    if len(x) == len(aside):
+        return x + aside
+    return (x.unflatten(0, (-1, len(aside))) + aside).flatten(0, 1)
 
 
 def forward(
