@@ -28,6 +28,8 @@ PROGRESS_SECONDS = 1.0
 STATE = "state.safetensors"
 KEPT = 2  # checkpoints: the one before is used where the last one is damaged
 FAILED = "failed.json"
+# Train runs the loop in a thread, whose heap of its own glibc gives back to the kernel whatever mallopt says.
+ONE_HEAP = {"MALLOC_ARENA_MAX": "1"}
 MAX_FAILURES = 3  # of a run that is tried again
 FINAL = {"FloatingPointError": FloatingPointError, "ValueError": ValueError}  # again they would end alike
 
@@ -255,6 +257,7 @@ def _train_together(
             failure_config=FailureConfig(max_failures=MAX_FAILURES),
             checkpoint_config=CheckpointConfig(num_to_keep=KEPT),
             callbacks=callbacks,
+            worker_runtime_env={"env_vars": ONE_HEAP} if resources.keep_memory else {},
         ),
     ).fit()
     if site.fetch(work / FAILED).exists():
@@ -303,7 +306,7 @@ def _worker(config: dict[str, Any]) -> None:
         rank=context.get_world_rank(),
         world=context.get_world_size(),
         checkpoints=site.fetch(Path(config["work"]) / config["name"]),
-        report=_report if site.is_shared else _report_soon,
+        report=_report,
         checkpoint_seconds=config["checkpoint_seconds"],
         readers=config["readers"],
         draining=_draining,
@@ -320,14 +323,7 @@ def _worker(config: dict[str, Any]) -> None:
 
 
 def _report(folder: Path) -> None:
-    import ray.train
-
-    first = ray.train.get_context().get_world_rank() == 0
-    ray.train.report({}, checkpoint=ray.train.Checkpoint.from_directory(folder) if first else None)
-
-
-def _report_soon(folder: Path) -> None:
-    """The same, but the training goes on while the checkpoint is uploaded."""
+    """Hand a checkpoint to Train; the training goes on while it is copied to where it is kept."""
     import ray.train
     from ray.train import CheckpointUploadMode
 
