@@ -2,7 +2,7 @@
 
     python tests/benchmarks/scaling.py --root DIR [--repeats 3] [--only training|generation]
 
-CIFAR100-LT (imbalance factor 100) in DIR, a U-Net of 64-128-128 channels, batch 64, 36 steps; 984 images, in
+CIFAR100-LT (imbalance factor 100) in DIR, a U-Net of 64-128-128 channels, batch 64, 112 steps; 984 images, in
 eight blocks of 128 or fewer (of nine, one worker would have five), by DPM-Solver++ of 5 steps with guidance.
 The whole stages on Ray, by turns; the rates are those of their loops, without the start of their processes.
 """
@@ -21,7 +21,7 @@ from diffult_ray import build, cluster, pipeline
 from diffult_ray.config import Experiment
 from diffult_ray.store import Artifact, Store
 
-BATCH, STEPS, FIRST = 64, 36, 12  # the rate is that of the steps after the first
+BATCH, STEPS, FIRST = 64, 112, 12  # the rate is that of the steps after the first
 
 
 def experiment(root: str, seed: int, workers: int, steps: int) -> Experiment:
