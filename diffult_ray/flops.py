@@ -248,7 +248,7 @@ def _measure(
     import torch
 
     from diffult_ray.allotment import Allotment
-    from diffult_ray.method.device import autocast, memory_format, placed
+    from diffult_ray.method.device import autocast, memory_format, placed, placed_classifier
 
     before, device = torch.get_num_threads(), torch.device("cuda" if gpu else "cpu")
     size = dict(network.settings)["image_size"]
@@ -257,9 +257,13 @@ def _measure(
     try:
         torch.set_num_threads(threads)
         model = network.build()
+        given = Allotment(cpus=threads, gpus=int(gpu))
         if network.kind == "unet":
-            given = Allotment(cpus=threads, gpus=int(gpu))
             model, layout = placed(model, given, device, precision=precision, trains=training)
+        elif training:
+            model, layout, precision = placed_classifier(
+                model, given, device, precision=precision, image_size=size
+            )
         else:
             layout = memory_format(device, size, network=network.kind)
             model = model.to(device, memory_format=layout)

@@ -189,7 +189,7 @@ def placed(given: Allotment, *, size: int = 32, architecture: str = "resnet32", 
 
 def trained(given: Allotment, architecture: str, steps: int = 3) -> tuple[list[float], torch.nn.Module]:
     """Losses of a few steps."""
-    model, layout = placed(given, architecture=architecture)
+    model, layout, _ = placed(given, architecture=architecture)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     rng = torch.Generator().manual_seed(2)
     losses = []
@@ -228,9 +228,29 @@ def arranged(model: torch.nn.Module) -> bool:
     (Allotment(), "float32", 8, False),
 ])  # fmt: skip
 def test_only_float32_of_larger_images_on_a_processor_is_arranged(given, precision, size, is_arranged):
-    model, layout = placed(given, size=size, precision=precision)
+    model, layout, taken = placed(given, size=size, precision=precision)
     assert arranged(model) == is_arranged
+    assert taken == precision
     assert layout == (torch.channels_last if size >= 16 else torch.contiguous_format)
+
+
+@compiles
+@pytest.mark.parametrize(("architecture", "given", "amx", "is_float32"), [
+    ("resnet32", Allotment(), False, True),
+    ("cnn", Allotment(), False, True),
+    ("resnet32", Allotment(), True, False),
+    ("resnet10", Allotment(), False, False),
+    ("resnet32", Allotment(tuned=False), False, False),
+])  # fmt: skip
+def test_with_bf16_instructions_a_narrow_classifier_is_in_float32_all_the_same(
+    monkeypatch, architecture, given, amx, is_float32
+):
+    """Of which it is the faster; with AMX, or where channels are many, it is not known to be."""
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    model, _, precision = placed(given, architecture=architecture, precision="auto")
+    assert device.uses_bf16(CPU, precision, 32) != is_float32
+    assert arranged(model) == is_float32
 
 
 @compiles

@@ -20,6 +20,7 @@ from diffult_ray.method import blocks, native
 from diffult_ray.method.attention import fold_attention
 
 FEW_POSITIONS = 256
+FEW_CHANNELS = 64
 MOST_AT_ONCE = 128
 MEMORY_SHARE = 0.25
 MAPS = 25
@@ -198,19 +199,27 @@ def placed(
 
 def placed_classifier(
     model: torch.nn.Module, given: Allotment, on: torch.device, *, precision: str, image_size: int
-) -> tuple[torch.nn.Module, torch.memory_format]:
-    """A classifier to be trained, on its device, and the layout that it and its images have.
+) -> tuple[torch.nn.Module, torch.memory_format, str]:
+    """A classifier to be trained, on its device, the layout that it and its images have, and its precision.
 
     `tuned`, on a CPU and in float32, the convolutions of a ResNet's basic blocks are Winograd's, and what
-    lies between them is one pass: the same function but for rounding.
+    lies between them is one pass: the same function but for rounding. Where all channels are few that is
+    faster than torch's in bf16, and what `auto` takes (docs/RESULTS.md); with AMX, where nobody has compared
+    the two, bf16 stays.
     """
     layout = memory_format(on, image_size, network="classifier")
     model = model.to(on, memory_format=layout)
-    plain = not uses_bf16(on, precision, image_size) and not given.compile
-    if given.tuned and on.type == "cpu" and plain and layout == torch.channels_last:
+    may = given.tuned and not given.compile and on.type == "cpu" and layout == torch.channels_last
+    if may and precision == "auto" and _is_narrow(model) and not torch.cpu._is_amx_tile_supported():
+        precision = "float32" if native.available() else precision
+    if may and not uses_bf16(on, precision, image_size):
         blocks.rectified_residuals(model)
         blocks.winograd_convolutions(model, fewest=native.LANES)
-    return model, layout
+    return model, layout, precision
+
+
+def _is_narrow(model: torch.nn.Module) -> bool:
+    return all(m.out_channels <= FEW_CHANNELS for m in model.modules() if isinstance(m, torch.nn.Conv2d))
 
 
 def clip(parameters: Sequence[torch.nn.Parameter], most: float) -> None:

@@ -34,10 +34,8 @@ static const float SIXTH = 1 / 6.0f;
 
 /* One dimension each: from numbers `near` apart to numbers `far` apart. */
 
-INLINE void from_tile(const float *x, ptrdiff_t near, float *v, ptrdiff_t far)
+INLINE void of_tile(lanes a, lanes b, lanes c, lanes d, lanes e, lanes f, float *v, ptrdiff_t far)
 {
-    lanes a = at(x), b = at(x + near), c = at(x + 2 * near);
-    lanes d = at(x + 3 * near), e = at(x + 4 * near), f = at(x + 5 * near);
     lanes p = e - 4 * c, q = d - 4 * b, r = e - c, s = 2 * (d - b);
     put(v, 4 * a - 5 * c + e);
     put(v + far, p + q);
@@ -45,6 +43,11 @@ INLINE void from_tile(const float *x, ptrdiff_t near, float *v, ptrdiff_t far)
     put(v + 3 * far, r + s);
     put(v + 4 * far, r - s);
     put(v + 5 * far, 4 * b - 5 * d + f);
+}
+
+INLINE void from_tile(const float *x, ptrdiff_t near, float *v, ptrdiff_t far)
+{
+    of_tile(at(x), at(x + near), at(x + 2 * near), at(x + 3 * near), at(x + 4 * near), at(x + 5 * near), v, far);
 }
 
 INLINE void to_pixels(const float *m, ptrdiff_t near, float *y, ptrdiff_t far)
@@ -140,41 +143,54 @@ INLINE size_t corner(struct place at, size_t height, size_t width, size_t channe
     return ((at.image * height + at.row) * width + at.column) * channels;
 }
 
-/* Which of a tile's rows or columns, from `first` to before `last`, lie within an image. */
-INLINE void within(size_t place, size_t most, int *first, int *last)
+/* A tile of an image of a width, `doubled` or not, whose first row, or last, is beyond the border or not. */
+INLINE void from_rows(
+    const float *image, float *v, int doubled, int above, int below, struct place place, size_t width, size_t channels)
 {
-    *first = place == 0;
-    *last = place + PIXELS == most ? TILE - 1 : TILE;
+    ptrdiff_t apart = (width >> doubled) * channels, row = place.row, column = place.column, rows[TILE];
+    int left = column == 0, right = column + PIXELS == (ptrdiff_t)width;
+    const lanes zero = {0};
+    for (int i = 0; i < TILE; i++)
+        rows[i] = ((row + i - 1) >> doubled) * apart;
+    for (size_t c = 0; c < channels; c += LANES) {
+        LOCAL half[NUMBERS * LANES];
+        for (int i = 0; i < TILE && !doubled; i++) /* what the next tile has beside this one's comes nearer */
+            for (int j = TILE; j < TILE + PIXELS; j++)
+                __builtin_prefetch(image + rows[i] + (column + j - 1) * (ptrdiff_t)channels + c);
+#pragma GCC unroll 6
+        for (int j = 0; j < TILE; j++) {
+            const float *x = image + ((column + j - 1) >> doubled) * (ptrdiff_t)channels + c;
+            float *to = half + j * LANES;
+            if ((j == 0 && left) || (j == TILE - 1 && right))
+                for (int i = 0; i < TILE; i++)
+                    put(to + i * TILE * LANES, zero);
+            else
+                of_tile(above ? zero : at(x + rows[0]), at(x + rows[1]), at(x + rows[2]), at(x + rows[3]),
+                        at(x + rows[4]), below ? zero : at(x + rows[5]), to, TILE * LANES);
+        }
+#pragma GCC unroll 6
+        for (int i = 0; i < TILE; i++)
+            from_tile(half + i * TILE * LANES, LANES, v + i * TILE * channels + c, channels);
+    }
 }
 
 /* Of a tile of x [n, height, width, channels] to v [36, channels]; beyond an image's border there are zeros. If
    `doubled`, x is [n, height / 2, width / 2, channels], whose pixels are each taken twice in both directions. */
 static void from_image(
-    const float *x, float *v, int doubled, struct place place, size_t height, size_t width, size_t channels)
+    const float *x, float *v, int doubled, struct place at, size_t height, size_t width, size_t channels)
 {
-    ptrdiff_t below = (width >> doubled) * channels, beside = channels, row = place.row, column = place.column;
-    const float *image = x + place.image * (height >> doubled) * below;
-    int top, bottom, left, right;
-    within(row, height, &top, &bottom);
-    within(column, width, &left, &right);
-    int whole = !doubled && bottom - top == TILE && right - left == TILE;
-    LOCAL tile[NUMBERS * LANES] = {0};
-    for (size_t c = 0; c < channels; c += LANES) {
-        const float *from = image + (row - 1) * below + (column - 1) * beside + c;
-        for (int i = 0; i < TILE; i++) /* what the next tile has beside this one's comes nearer */
-            for (int j = TILE; j < TILE + PIXELS; j++)
-                __builtin_prefetch(from + i * below + j * beside);
-        if (whole) {
-            both(from_tile, TILE, from, below, beside, TILE, v + c, TILE * channels, channels, NULL);
-            continue;
-        }
-        for (int i = top; i < bottom; i++)
-            for (int j = left; j < right; j++) {
-                ptrdiff_t y = (row + i - 1) >> doubled, z = (column + j - 1) >> doubled;
-                put(tile + (TILE * i + j) * LANES, at(image + y * below + z * beside + c));
-            }
-        both(from_tile, TILE, tile, TILE * LANES, LANES, TILE, v + c, TILE * channels, channels, NULL);
-    }
+    const float *image = x + at.image * (height >> doubled) * (width >> doubled) * channels;
+    int above = at.row == 0, below = at.row + PIXELS == height;
+    if (doubled)
+        from_rows(image, v, 1, above, below, at, width, channels);
+    else if (above && below) /* apart, so that no load is behind a branch */
+        from_rows(image, v, 0, 1, 1, at, width, channels);
+    else if (above)
+        from_rows(image, v, 0, 1, 0, at, width, channels);
+    else if (below)
+        from_rows(image, v, 0, 0, 1, at, width, channels);
+    else
+        from_rows(image, v, 0, 0, 0, at, width, channels);
 }
 
 /* The adjoint of what comes behind the products, from a tile's pixels of y [n, height, width, channels] to m [36,

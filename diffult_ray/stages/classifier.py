@@ -286,7 +286,7 @@ def _loop(run: Run, payload: Mapping[str, Any]) -> None:
     data = training_set(payload, split)
     torch.manual_seed(stream(seed, "weights"))
     network = _network(config, split)
-    model, layout = placed_classifier(
+    model, layout, precision = placed_classifier(
         build_classifier(**network), run.given, run.device, precision=config["precision"],
         image_size=split.image_size,
     )
@@ -310,7 +310,7 @@ def _loop(run: Run, payload: Mapping[str, Any]) -> None:
         x = augment(images(step), drawn, padding=config["crop_padding"], cutout=config["cutout"])
         mixing = objective.mixing(seed, step, batch)
         x = _mixed(normalise(x), mixing).contiguous(memory_format=layout)
-        with autocast(run.device, config["precision"], split.image_size):
+        with autocast(run.device, precision, split.image_size):
             logits = wrapped(x)
         # Divided by the whole batch's weight or number, so that ranks share one weighted mean.
         loss = run.world * objective.loss(

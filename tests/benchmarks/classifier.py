@@ -60,7 +60,7 @@ def own_step(given: Allotment, on: torch.device) -> Step:
     section = Classifier(architecture="resnet32", crop_padding=4, flip=True)
     config = {**section.model_dump(mode="json"), "seed": 0}
     split = SimpleNamespace(image_size=32)
-    model, layout = device.placed_classifier(
+    model, layout, precision = device.placed_classifier(
         network(), given, on, precision=config["precision"], image_size=32
     )
     wrapped, optimizer = device.compiled(model, given), classifier._optimizer(model, config)
@@ -79,7 +79,7 @@ def own_step(given: Allotment, on: torch.device) -> Step:
         drawn = classifier._batch_draws(config, split, number, on)
         x = augment(images(number), drawn, padding=config["crop_padding"], cutout=config["cutout"])
         x = normalise(x).contiguous(memory_format=layout)
-        with device.autocast(on, config["precision"], 32):
+        with device.autocast(on, precision, 32):
             logits = wrapped(x)
         loss = objective.loss(logits, labels[index], weights[index], step=number)
         optimizer.zero_grad(set_to_none=True)
