@@ -131,6 +131,7 @@ BLOCKS = {
     "ours, of 16 channels": (lambda: BasicBlock(16, 16, 1), 16, 32),
     "ours, strided": (lambda: BasicBlock(16, 32, 2), 16, 16),
     "torchvision's": (lambda: Torchvisions(64, 64), 64, 8),
+    "torchvision's, of 128 channels": (lambda: Torchvisions(128, 128), 128, 8),
     "torchvision's, strided": (lambda: Torchvisions(64, 128, 2, torch.nn.Sequential(
         torch.nn.Conv2d(64, 128, 1, stride=2, bias=False), torch.nn.BatchNorm2d(128))), 64, 16),
     "on a side that 4 does not divide": (lambda: BasicBlock(32, 32, 1), 32, 14),
@@ -151,6 +152,13 @@ def test_a_block_is_the_same_function(name):
     # A unit within rounding of zero is on one side or the other of the ReLU.
     assert_near(ours[:1] + ours[-6:], exact[:1] + exact[-6:], 1e-5)
     assert_near(ours, exact, 5e-3)
+
+
+@compiles
+def test_what_is_no_number_goes_through_a_block():
+    x = images(2, 16, 16)
+    x[0, 3, 0, 0] = torch.nan
+    assert tuned(BasicBlock(16, 16, 1))(x).isnan().all()
 
 
 @compiles

@@ -12,3 +12,6 @@ enum { LANES = 16 };
 
 INLINE lanes at(const float *p) { return *(const anywhere *)p; }
 INLINE void put(float *p, lanes x) { *(anywhere *)p = x; }
+
+/* x but where z is 0 or less. What is no number stays none. */
+INLINE lanes above(lanes z, lanes x) { return (lanes)(~(z <= 0) & (whole)x); }

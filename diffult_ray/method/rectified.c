@@ -6,9 +6,6 @@
 
 #include "lanes.h"
 
-/* x but where z is 0 or less. What is no number stays none. */
-INLINE lanes above(lanes z, lanes x) { return (lanes)(~(z <= 0) & (whole)x); }
-
 /* The mean of an image's pixels a channel, and the sum of squares around it. */
 static void image_moments(const float *x, float *mean, float *square, size_t pixels, size_t channels)
 {
@@ -91,46 +88,52 @@ static void rectified(
         }
 }
 
-/* y = relu(batch_norm(x) + aside): by the running moments, or, if `mean` and `inverse` [channels] are not NULL, by
-   those of x, or of `moments` as in `batch_moments`, which are kept there, and which the running ones move towards by
-   `momentum`. `room` has 2 n channels. */
+/* y = relu(batch_norm(x) + aside), unless y is NULL: by the running moments, or, if `kept` [4, channels] is not NULL,
+   by those of x, or of `moments` as in `batch_moments`, which the running ones move towards by `momentum`; kept are the
+   mean, the inverse of the deviation, and scale and shift, by which y = relu(x scale + shift + aside). `room` has 2 n
+   channels. */
 void relu_of_batch_norm(
     const float *x, const float *weight, const float *bias, const float *aside, float *y,
-    float *running_mean, float *running_variance, float *mean, float *inverse, const float *moments, float *room,
+    float *running_mean, float *running_variance, float *kept, const float *moments, float *room,
     float momentum, float eps, size_t parts, size_t n, size_t pixels, size_t channels)
 {
-    float scale[channels], shift[channels];
-    if (mean)
+    float own[2 * channels], *mean = kept, *inverse = kept + channels;
+    float *scale = kept ? kept + 2 * channels : own, *shift = scale + channels;
+    if (kept)
         batch_moments(x, moments, parts, mean, inverse, room, n, pixels, channels);
     for (size_t c = 0; c < channels; c++) {
-        double count = n * pixels, centre = mean ? mean[c] : running_mean[c];
-        double variance = mean ? inverse[c] : running_variance[c], rate = 1 / __builtin_sqrt(variance + eps);
+        double count = n * pixels, centre = kept ? mean[c] : running_mean[c];
+        double variance = kept ? inverse[c] : running_variance[c], rate = 1 / __builtin_sqrt(variance + eps);
         scale[c] = weight[c] * rate;
         shift[c] = bias[c] - centre * weight[c] * rate;
-        if (!mean)
+        if (!kept)
             continue;
         inverse[c] = rate;
         running_mean[c] += momentum * (centre - running_mean[c]);
         running_variance[c] += momentum * (variance * count / (count - 1) - running_variance[c]);
     }
-    rectified(x, scale, shift, aside, y, n, pixels, channels);
+    if (y)
+        rectified(x, scale, shift, aside, y, n, pixels, channels);
 }
 
 /* From grad of y, and y, those of x, of what was beside it (of x's shape; NULL if there was nothing), and of the
-   norm's weight and bias, [channels]. `for_x` may be `grad`. `room` has 2 n channels. */
+   norm's weight and bias, [channels]. `kept` as in `relu_of_batch_norm`; y may be NULL if there was nothing beside x.
+   `for_x` may be `grad`. `room` has 2 n channels. */
 void relu_of_batch_norm_backward(
-    const float *grad, const float *y, const float *x, const float *weight, const float *mean, const float *inverse,
+    const float *grad, const float *y, const float *x, const float *weight, const float *kept,
     float *for_x, float *for_aside, float *for_weight, float *for_bias, float *room,
     size_t n, size_t pixels, size_t channels)
 {
+    const float *mean = kept, *inverse = kept + channels;
     float *moments = room, *sums = room + n * channels;
 #pragma omp parallel for schedule(dynamic)
     for (size_t k = 0; k < n; k++)
         for (size_t c = 0; c < channels; c += LANES) {
             lanes sum = {0}, moment = {0}, centre = at(mean + c);
+            lanes by = at(kept + 2 * channels + c), more = at(kept + 3 * channels + c);
             size_t first = k * pixels * channels + c, last = first + pixels * channels;
             for (size_t i = first; i < last; i += channels) {
-                lanes d = above(at(y + i), at(grad + i));
+                lanes d = above(y ? at(y + i) : at(x + i) * by + more, at(grad + i));
                 sum += d;
                 moment += d * (at(x + i) - centre);
                 put((for_aside ? for_aside : for_x) + i, d);

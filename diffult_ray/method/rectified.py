@@ -63,24 +63,45 @@ def forward(
     """`relu_of_batch_norm` of what it takes.
 
     Args:
-        kept: [2, C], to be filled with mean and inverse deviation of x, which are then what norms it.
+        kept: [4, C], to be filled with mean and inverse deviation of x, which are then what norms it, and
+            with the scale and the shift that do so.
         moments: of equal parts of the images, [parts, 2, C], as `winograd.convolved` gives them.
     """
-    y, room, each = torch.empty_like(x), None, (None, None)
+    y = torch.empty_like(x)
+    _call(norm, x, aside, y, kept, moments)
+    return y
+
+
+def measured(
+    norm: torch.nn.BatchNorm2d, x: torch.Tensor, kept: torch.Tensor, moments: torch.Tensor
+) -> torch.Tensor:
+    """What else `forward` does; `kept`'s scale and shift [2, C], for who makes its result of x himself."""
+    _call(norm, x, None, None, kept, moments)
+    return kept[2:]
+
+
+def _call(
+    norm: torch.nn.BatchNorm2d,
+    x: torch.Tensor,
+    aside: torch.Tensor | None,
+    y: torch.Tensor | None,
+    kept: torch.Tensor | None,
+    moments: torch.Tensor | None,
+) -> None:
+    room = None
     if kept is not None:
-        room, each = torch.empty(2, *x.shape[:2]), (kept[0], kept[1])
+        room = torch.empty(2, *x.shape[:2])
         norm.num_batches_tracked += 1
     native.library().relu_of_batch_norm(
-        *map(at, (x, norm.weight, norm.bias, aside, y, norm.running_mean, norm.running_var, *each)),
+        *map(at, (x, norm.weight, norm.bias, aside, y, norm.running_mean, norm.running_var, kept)),
         *map(at, (moments, room)), ctypes.c_float(norm.momentum), ctypes.c_float(norm.eps),
         *sizes(0 if moments is None else len(moments) // len(x)), *_shape(x),
     )
-    return y
 
 
 def backward(
     grad: torch.Tensor,
-    y: torch.Tensor,
+    y: torch.Tensor | None,
     x: torch.Tensor,
     weight: torch.Tensor,
     kept: torch.Tensor,
@@ -90,13 +111,14 @@ def backward(
     """The gradients [2, C] of weight and bias, from that of y.
 
     Args:
+        y: may be None if there was nothing beside x.
         kept: what `forward` has filled.
         for_x: of x's shape, to be filled with its gradient; may be `grad`.
         for_aside: the same for what was beside x.
     """
     for_others, room = torch.empty(2, x.shape[1]), torch.empty(2, *x.shape[:2])
     native.library().relu_of_batch_norm_backward(
-        *map(at, (grad, y, x, weight, kept[0], kept[1], for_x, for_aside)),
+        *map(at, (grad, y, x, weight, kept, for_x, for_aside)),
         *map(at, (for_others[0], for_others[1], room)), *_shape(x),
     )
     return for_others
@@ -109,7 +131,7 @@ def _shape(x: torch.Tensor) -> list[ctypes.c_size_t]:
 class _Activation(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, aside, norm):
-        kept = torch.empty(2, x.shape[1])
+        kept = torch.empty(4, x.shape[1])
         y = forward(norm, x, aside, kept)
         ctx.save_for_backward(x, y, weight, kept)
         ctx.beside = aside is not None

@@ -1,8 +1,9 @@
 """A residual block of a ResNet for a processor: the same function but for rounding, in fewer passes.
 
-Two 3x3 convolutions by Winograd's algorithm (`winograd`), and behind each its batch norm, the sum with the
-block's input and the ReLU in one (`rectified`). What a norm needs to know of a convolution's output, the
-convolution has summed up; and one part of the input's gradient is added to where the other is.
+Two 3x3 convolutions by Winograd's algorithm (`winograd`), and behind the second its batch norm, the sum with
+the block's input and the ReLU in one (`rectified`); the first one's norm and ReLU are where its output is
+read, and what they make is never written. What a norm needs to know of a convolution's output, the convolution
+has summed up; and one part of the input's gradient is added to where the other is.
 """
 
 from __future__ import annotations
@@ -50,25 +51,25 @@ class _Block(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, w1, g1, w2, g2, b1, b2, norm1, norm2):
         n = len(w1)
-        kept1, kept2 = torch.empty(2, n), torch.empty(2, n)
+        kept1, kept2 = torch.empty(4, n), torch.empty(4, n)
         moments = winograd.room_for_moments(x, n)
         y1 = winograd.convolved(x, winograd.kernels(w1), n, moments=moments)
-        z1 = rectified.forward(norm1, y1, None, kept1, moments)
-        y2 = winograd.convolved(z1, winograd.kernels(w2), n, moments=moments)
+        scaled = rectified.measured(norm1, y1, kept1, moments)
+        y2 = winograd.convolved(y1, winograd.kernels(w2), n, moments=moments, rectified=scaled)
         z2 = rectified.forward(norm2, y2, x, kept2, moments)
-        ctx.save_for_backward(x, y1, z1, y2, z2, w1, g1, w2, g2, kept1, kept2)
+        ctx.save_for_backward(x, y1, y2, z2, w1, g1, w2, g2, kept1, kept2)
         return z2
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        x, y1, z1, y2, z2, w1, g1, w2, g2, kept1, kept2 = ctx.saved_tensors
+        x, y1, y2, z2, w1, g1, w2, g2, kept1, kept2 = ctx.saved_tensors
         n = x.shape[1]
         for_x, for_y = torch.empty_like(x), torch.empty_like(x)
         others2 = rectified.backward(lasts(grad), z2, y2, g2, kept2, for_y, for_x)
-        for_w2 = winograd.kernels_gradient(z1, for_y, w2)
+        for_w2 = winograd.kernels_gradient(y1, for_y, w2, rectified=kept1[2:])
         for_y = winograd.convolved(for_y, winograd.kernels(w2, turned=True), n)
-        others1 = rectified.backward(for_y, z1, y1, g1, kept1, for_y)
+        others1 = rectified.backward(for_y, None, y1, g1, kept1, for_y)
         for_w1 = winograd.kernels_gradient(x, for_y, w1)
         winograd.convolved(for_y, winograd.kernels(w1, turned=True), n, aside=for_x, onto=True)
         return for_x, for_w1, others1[0], for_w2, others2[0], others1[1], others2[1], None, None

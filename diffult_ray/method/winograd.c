@@ -143,9 +143,20 @@ INLINE size_t corner(struct place at, size_t height, size_t width, size_t channe
     return ((at.image * height + at.row) * width + at.column) * channels;
 }
 
+/* What a convolution sees of x: relu(x scale + shift) by channel of `rectify` [2, channels], or x itself where that is
+   NULL. */
+INLINE lanes seen(const float *x, const float *rectify, size_t c, size_t channels)
+{
+    if (!rectify)
+        return at(x);
+    lanes z = at(x) * at(rectify + c) + at(rectify + channels + c);
+    return above(z, z);
+}
+
 /* A tile of an image of a width, `doubled` or not, whose first row, or last, is beyond the border or not. */
 INLINE void from_rows(
-    const float *image, float *v, int doubled, int above, int below, struct place place, size_t width, size_t channels)
+    const float *image, const float *rectify, float *v, int doubled, int top, int bottom, struct place place,
+    size_t width, size_t channels)
 {
     ptrdiff_t apart = (width >> doubled) * channels, row = place.row, column = place.column, rows[TILE];
     int left = column == 0, right = column + PIXELS == (ptrdiff_t)width;
@@ -161,12 +172,18 @@ INLINE void from_rows(
         for (int j = 0; j < TILE; j++) {
             const float *x = image + ((column + j - 1) >> doubled) * (ptrdiff_t)channels + c;
             float *to = half + j * LANES;
-            if ((j == 0 && left) || (j == TILE - 1 && right))
+            lanes six[TILE];
+            if ((j == 0 && left) || (j == TILE - 1 && right)) {
                 for (int i = 0; i < TILE; i++)
                     put(to + i * TILE * LANES, zero);
-            else
-                of_tile(above ? zero : at(x + rows[0]), at(x + rows[1]), at(x + rows[2]), at(x + rows[3]),
-                        at(x + rows[4]), below ? zero : at(x + rows[5]), to, TILE * LANES);
+                continue;
+            }
+#pragma GCC unroll 6
+            for (int i = 0; i < TILE; i++) {
+                int beyond = (i == 0 && top) || (i == TILE - 1 && bottom);
+                six[i] = beyond ? zero : seen(x + rows[i], rectify, c, channels);
+            }
+            of_tile(six[0], six[1], six[2], six[3], six[4], six[5], to, TILE * LANES);
         }
 #pragma GCC unroll 6
         for (int i = 0; i < TILE; i++)
@@ -174,23 +191,35 @@ INLINE void from_rows(
     }
 }
 
-/* Of a tile of x [n, height, width, channels] to v [36, channels]; beyond an image's border there are zeros. If
-   `doubled`, x is [n, height / 2, width / 2, channels], whose pixels are each taken twice in both directions. */
+/* Apart by what is beyond the border, so that no load is behind a branch. */
+INLINE void from_part(
+    const float *image, const float *rectify, float *v, struct place at, size_t height, size_t width, size_t channels)
+{
+    int top = at.row == 0, bottom = at.row + PIXELS == height;
+    if (top && bottom)
+        from_rows(image, rectify, v, 0, 1, 1, at, width, channels);
+    else if (top)
+        from_rows(image, rectify, v, 0, 1, 0, at, width, channels);
+    else if (bottom)
+        from_rows(image, rectify, v, 0, 0, 1, at, width, channels);
+    else
+        from_rows(image, rectify, v, 0, 0, 0, at, width, channels);
+}
+
+/* Of a tile of x [n, height, width, channels], as `seen`, to v [36, channels]; beyond an image's border there are
+   zeros. If `doubled`, x is [n, height / 2, width / 2, channels], whose pixels are each taken twice in both directions,
+   as they are. */
 static void from_image(
-    const float *x, float *v, int doubled, struct place at, size_t height, size_t width, size_t channels)
+    const float *x, const float *rectify, float *v, int doubled, struct place at, size_t height, size_t width,
+    size_t channels)
 {
     const float *image = x + at.image * (height >> doubled) * (width >> doubled) * channels;
-    int above = at.row == 0, below = at.row + PIXELS == height;
     if (doubled)
-        from_rows(image, v, 1, above, below, at, width, channels);
-    else if (above && below) /* apart, so that no load is behind a branch */
-        from_rows(image, v, 0, 1, 1, at, width, channels);
-    else if (above)
-        from_rows(image, v, 0, 1, 0, at, width, channels);
-    else if (below)
-        from_rows(image, v, 0, 0, 1, at, width, channels);
+        from_rows(image, NULL, v, 1, at.row == 0, at.row + PIXELS == height, at, width, channels);
+    else if (rectify)
+        from_part(image, rectify, v, at, height, width, channels);
     else
-        from_rows(image, v, 0, 0, 0, at, width, channels);
+        from_part(image, NULL, v, at, height, width, channels);
 }
 
 /* The adjoint of what comes behind the products, from a tile's pixels of y [n, height, width, channels] to m [36,
@@ -239,10 +268,11 @@ INLINE void by_kernels(
         for (size_t k = 0; k < outputs; k += width)
             for (size_t t = 0; t < tiles; t += ROWS) {
                 const float *from = v + t * step(channels) + i * channels, *by = u + i * apart + k * channels;
+                const float *ahead = by + (width + t / ROWS * LANES) * channels;
                 float *to = m + t * step(outputs) + i * outputs + k;
                 lanes sums[ROWS][MOST] = {0};
                 if (t < (size_t)wide * ROWS) /* two calls, so that the loop in them has no branch */
-                    multiply(wide, from, step(channels), by, channels, by + (width + t / ROWS * LANES) * channels, sums);
+                    multiply(wide, from, step(channels), by, channels, ahead, sums);
                 else
                     multiply(wide, from, step(channels), by, channels, NULL, sums);
                 for (int r = 0; r < ROWS; r++)
@@ -289,15 +319,15 @@ INLINE void to_image(
     }
 }
 
-/* y [n, height, width, outputs] of x [n, height, width, channels] by u as in `by_kernels`, plus a bias [n, outputs],
-   whose rows lie `bias_apart`, and images `aside` [asides, height, width, outputs], taken from the first again behind
-   the last; `moments` [tiles, 2, outputs] as in `to_image`. A thread takes up to `most` tiles at a time, a multiple of
-   ROWS, from the images to the images, so that what lies between two steps stays in its cache, in a part of its own
-   of `room`. Which thread takes which is open until it does, as one may be slower than another. */
+/* y [n, height, width, outputs] of x [n, height, width, channels], as `seen`, by u as in `by_kernels`, plus a bias [n,
+   outputs], whose rows lie `bias_apart`, and images `aside` [asides, height, width, outputs], taken from the first
+   again behind the last; `moments` [tiles, 2, outputs] as in `to_image`. A thread takes up to `most` tiles at a time, a
+   multiple of ROWS, from the images to the images, so that what lies between two steps stays in its cache, in a part of
+   its own of `room`. Which thread takes which is open until it does, as one may be slower than another. */
 void convolution(
-    const float *x, const float *u, size_t apart, const float *bias, size_t bias_apart, const float *aside,
-    size_t asides, float *y, float *moments, float *room, int doubled, size_t most, size_t threads, size_t n,
-    size_t height, size_t width, size_t channels, size_t outputs)
+    const float *x, const float *rectify, const float *u, size_t apart, const float *bias, size_t bias_apart,
+    const float *aside, size_t asides, float *y, float *moments, float *room, int doubled, size_t most,
+    size_t threads, size_t n, size_t height, size_t width, size_t channels, size_t outputs)
 {
     size_t count = n * (height / PIXELS) * (width / PIXELS);
     size_t share = (count + threads * ROWS - 1) / (threads * ROWS) * ROWS;
@@ -309,7 +339,7 @@ void convolution(
         size_t own = count - first < most ? count - first : most, tiles = (own + ROWS - 1) / ROWS * ROWS;
         struct place place = place_of(first, height, width), back = place;
         for (size_t t = 0; t < own; t++, advance(&place, height, width)) {
-            from_image(x, v + t * step(channels), doubled, place, height, width, channels);
+            from_image(x, rectify, v + t * step(channels), doubled, place, height, width, channels);
             float *to = y + corner(place, height, width, outputs);
             for (int i = 0; i < PIXELS && outputs <= FEW; i++)
                 for (size_t c = 0; c < PIXELS * outputs; c += LANES)
@@ -330,12 +360,14 @@ void convolution(
 }
 
 /* All tiles of x, as in `from_image`, to v [tiles, 36, channels]. */
-void tiles(const float *x, float *v, int doubled, size_t n, size_t height, size_t width, size_t channels)
+void tiles(
+    const float *x, const float *rectify, float *v, int doubled, size_t n, size_t height, size_t width, size_t channels)
 {
     size_t count = n * (height / PIXELS) * (width / PIXELS);
 #pragma omp parallel for schedule(static)
     for (size_t t = 0; t < count; t++)
-        from_image(x, v + t * NUMBERS * channels, doubled, place_of(t, height, width), height, width, channels);
+        from_image(x, rectify, v + t * NUMBERS * channels, doubled, place_of(t, height, width), height, width,
+                   channels);
 }
 
 /* The adjoint of what comes behind the products, from y [n, height, width, channels] to m [tiles, 36, channels]. */
@@ -454,11 +486,12 @@ INLINE void over_tiles(
 }
 
 /* The gradient of w [outputs, 3, 3, channels] from that of y [n, height, width, outputs] and from x [n, height,
-   width, channels]. The tiles are summed in as many `parts`, and the parts in their order, so that threads change
-   nothing; one takes `most` tiles at a time, and has a part of its own of `room` for them, behind the sums. */
+   width, channels], as `seen`. The tiles are summed in as many `parts`, and the parts in their order, so that
+   threads change nothing; one takes `most` tiles at a time, and has a part of its own of `room` for them, behind the
+   sums. */
 void kernels_gradient(
-    const float *x, const float *y, float *w, float *room, int doubled, size_t most, size_t parts, size_t threads,
-    size_t n, size_t height, size_t width, size_t channels, size_t outputs)
+    const float *x, const float *rectify, const float *y, float *w, float *room, int doubled, size_t most,
+    size_t parts, size_t threads, size_t n, size_t height, size_t width, size_t channels, size_t outputs)
 {
     size_t count = n * (height / PIXELS) * (width / PIXELS), apart = outputs * channels + LANES;
     size_t all = NUMBERS * apart;
@@ -474,7 +507,7 @@ void kernels_gradient(
         for (size_t first = begin; first < end; first += most) {
             size_t tiles = end - first < most ? end - first : most;
             for (size_t t = 0; t < tiles; t++, advance(&place, height, width)) {
-                from_image(x, v + t * step(channels), doubled, place, height, width, channels);
+                from_image(x, rectify, v + t * step(channels), doubled, place, height, width, channels);
                 from_pixels(y, m + t * step(outputs), place, height, width, outputs);
             }
             if (channels % (MOST * LANES))

@@ -166,6 +166,7 @@ def convolved(
     doubled: bool = False,
     onto: bool = False,
     moments: torch.Tensor | None = None,
+    rectified: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """[n, K, H, W] of x [n, C, H, W] and `kernels`; all are channels-last.
 
@@ -174,6 +175,7 @@ def convolved(
         aside: as in `conv2d`.
         onto: the result lies where `aside` was.
         moments: `room_for_moments`, to be filled with those of what is returned, without `aside`.
+        rectified: a scale and a shift [2, C], for the convolution of `relu(x * scale + shift)`.
     """
     (n, channels, height, width), times = x.shape, 2 if doubled else 1
     y = aside
@@ -185,7 +187,7 @@ def convolved(
     bias = None if bias is None else bias.contiguous()
     bias_apart = outputs if bias is not None and bias.dim() == 2 else 0
     native.library().convolution(
-        at(x), at(u), *sizes(u.stride(0)), at(bias), *sizes(bias_apart),
+        *map(at, (x, rectified, u)), *sizes(u.stride(0)), at(bias), *sizes(bias_apart),
         at(aside), *sizes(0 if aside is None else len(aside)), *map(at, (y, moments, room)), doubled,
         *sizes(AT_ONCE, threads, n, times * height, times * width, channels, outputs),
     )
@@ -207,16 +209,21 @@ def kernels(weight: torch.Tensor, *, turned: bool = False) -> torch.Tensor:
 
 
 def kernels_gradient(
-    x: torch.Tensor, grad: torch.Tensor, weight: torch.Tensor, *, doubled: bool = False
+    x: torch.Tensor,
+    grad: torch.Tensor,
+    weight: torch.Tensor,
+    *,
+    doubled: bool = False,
+    rectified: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Of [K, C, 3, 3], from x and from what came of it."""
+    """Of [K, C, 3, 3], from x, or what `convolved` makes of it, and from the gradient of what came of it."""
     k, c = weight.shape[:2]
     by = _gradient_in_parts if k * c <= MOST_IN_PARTS else _gradient_by_torch
-    return by(x, grad, torch.empty_like(weight), doubled)
+    return by(x, rectified, grad, torch.empty_like(weight), doubled)
 
 
 def _gradient_in_parts(
-    x: torch.Tensor, grad: torch.Tensor, found: torch.Tensor, doubled: bool
+    x: torch.Tensor, rectified: torch.Tensor | None, grad: torch.Tensor, found: torch.Tensor, doubled: bool
 ) -> torch.Tensor:
     (k, channels), threads = found.shape[:2], torch.get_num_threads()
     sums = NUMBERS * (k * channels + native.LANES)
@@ -224,14 +231,14 @@ def _gradient_in_parts(
     parts = max(LEAST_PARTS, threads)
     room = torch.empty(parts * sums + threads * tiles)
     native.library().kernels_gradient(
-        *map(at, (x, grad, found, room)), doubled,
+        *map(at, (x, rectified, grad, found, room)), doubled,
         *sizes(AT_ONCE, parts, threads, len(x), *grad.shape[2:], channels, k),
     )
     return found
 
 
 def _gradient_by_torch(
-    x: torch.Tensor, grad: torch.Tensor, found: torch.Tensor, doubled: bool
+    x: torch.Tensor, rectified: torch.Tensor | None, grad: torch.Tensor, found: torch.Tensor, doubled: bool
 ) -> torch.Tensor:
     """Of many channels the sums would not stay in a cache, and torch's products are as fast."""
     c, (k, channels) = native.library(), found.shape[:2]
@@ -241,7 +248,7 @@ def _gradient_by_torch(
     v, m = (torch.empty(_tiles(grad[images[0]]), NUMBERS, n) for n in (channels, k))
     for some in images:
         n, shape = _tiles(grad[some]), grad[some][:, 0].shape
-        c.tiles(at(x[some]), at(v), doubled, *sizes(*shape, channels))
+        c.tiles(*map(at, (x[some], rectified, v)), doubled, *sizes(*shape, channels))
         c.pixels_adjoint(at(grad[some]), at(m), *sizes(*shape, k))
         rows, columns = m[:n].permute(1, 2, 0), v[:n].transpose(0, 1)
         torch.baddbmm(u, rows, columns, beta=int(some.start > 0), out=u)

@@ -1,9 +1,10 @@
 """Two workers against one, of one thread each: training of the generator, and generation.
 
-    python tests/benchmarks/scaling.py --root DIR [--repeats 3] [--only training|generation]
+    python tests/benchmarks/scaling.py --root DIR [--repeats 3] [--only training|generation] [--batch 64]
 
-CIFAR100-LT (imbalance factor 100) in DIR, a U-Net of 64-128-128 channels, batch 64, 112 steps; 984 images, in
-eight blocks of 128 or fewer (of nine, one worker would have five), by DPM-Solver++ of 5 steps with guidance.
+CIFAR100-LT (imbalance factor 100) in DIR, a U-Net of 64-128-128 channels, 112 steps of batch 64, or as many
+images in larger batches; 984 images, in eight blocks of 128 or fewer (of nine, one worker would have five),
+by DPM-Solver++ of 5 steps with guidance.
 The whole stages on Ray, by turns; the rates are those of their loops, without the start of their processes.
 """
 
@@ -21,16 +22,17 @@ from diffult_ray import build, cluster, pipeline
 from diffult_ray.config import Experiment
 from diffult_ray.store import Artifact, Store
 
-BATCH, STEPS, FIRST = 64, 112, 12  # the rate is that of the steps after the first
+BATCH, IMAGES = 64, 64 * 112
+FIRST = 12 * 64  # the rate is that of the images after the first
 
 
-def experiment(root: str, seed: int, workers: int, steps: int) -> Experiment:
+def experiment(root: str, seed: int, workers: int, steps: int, batch: int = BATCH) -> Experiment:
     one = {"workers": workers, "cpus": 1}
     return Experiment(
         select="test",
         dataset={"name": "cifar100", "imbalance_factor": 100, "root": root},
         generator={"channels": [64, 128, 128], "blocks": 1, "attention": [16], "steps": steps,
-                   "batch_size": BATCH, "seed": seed},
+                   "batch_size": batch, "seed": seed},
         generation={"per_class": 38, "sampler": "dpmsolver++", "steps": 5, "guidance": 1.5, "seed": seed},
         resources={"generator": one, "images": one},
     )
@@ -43,12 +45,12 @@ def built(stage: pipeline.Stage, store: Store) -> Artifact:
     return store.find(stage)
 
 
-def training_rate(artifact: Artifact) -> float:
+def training_rate(artifact: Artifact, batch: int) -> float:
     from diffult_ray import files
 
     rows = files.read_json(artifact.folder / "history.json")
-    start = next(r for r in rows if r["step"] >= FIRST)
-    return BATCH * (rows[-1]["step"] - start["step"]) / (rows[-1]["seconds"] - start["seconds"])
+    start = next(r for r in rows if r["step"] * batch >= FIRST)
+    return batch * (rows[-1]["step"] - start["step"]) / (rows[-1]["seconds"] - start["seconds"])
 
 
 def main() -> None:
@@ -56,20 +58,24 @@ def main() -> None:
     parser.add_argument("--root", required=True)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--only", choices=["training", "generation"])
+    parser.add_argument("--batch", type=int, default=BATCH, help="of the generator's training")
     given = parser.parse_args()
-    steps = 2 if given.only == "generation" else STEPS
+    batch = given.batch
+    steps = 2 if given.only == "generation" else IMAGES // batch
     folder = Path(tempfile.mkdtemp(prefix="sc-"))
     os.environ["RAY_TMPDIR"] = str(folder / "ray")
     os.environ.pop("RAY_ADDRESS", None)
-    rates: dict[str, dict[int, list[float]]] = {"generator training": {}, "generation": {}}
+    training = "generator training" + (f" of batch {batch}" if batch != BATCH else "")
+    rates: dict[str, dict[int, list[float]]] = {training: {}, "generation": {}}
     try:
         cluster.connect("local")
         for turn in range(given.repeats):
             for workers in (1, 2):
-                store, e = Store(folder / f"{turn}-{workers}"), experiment(given.root, turn, workers, steps)
+                store = Store(folder / f"{turn}-{workers}")
+                e = experiment(given.root, turn, workers, steps, batch)
                 trained = built(pipeline.generator(e), store)
                 if given.only != "generation":
-                    rates["generator training"].setdefault(workers, []).append(training_rate(trained))
+                    rates[training].setdefault(workers, []).append(training_rate(trained, batch))
                 if given.only != "training":
                     made = built(pipeline.images(e), store)
                     rates["generation"].setdefault(workers, []).append(made.summary["images_per_second"])
