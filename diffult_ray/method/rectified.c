@@ -117,39 +117,35 @@ void relu_of_batch_norm(
 }
 
 /* From grad of y, and y, those of x, of what was beside it (of x's shape; NULL if there was nothing), and of the
-   norm's weight and bias, [channels]. `kept` as in `relu_of_batch_norm`. Or y is NULL: grad is what the ReLU lets
-   through, and `sums` [n, parts, 2, channels] are those of parts of it and of its products with x - mean. `for_x` may
-   be `grad`. `room` has 2 n channels. */
+   norm's weight and bias, [channels]. `kept` as in `relu_of_batch_norm`; y may be NULL if there was nothing beside x.
+   `for_x` may be `grad`. `room` has 2 n channels. */
 void relu_of_batch_norm_backward(
-    const float *grad, const float *y, const float *x, const float *weight, const float *kept, const float *sums,
+    const float *grad, const float *y, const float *x, const float *weight, const float *kept,
     float *for_x, float *for_aside, float *for_weight, float *for_bias, float *room,
-    size_t parts, size_t n, size_t pixels, size_t channels)
+    size_t n, size_t pixels, size_t channels)
 {
     const float *mean = kept, *inverse = kept + channels;
-    float *through = for_aside ? for_aside : for_x, *each = room, *moments = room + n * channels;
+    float *moments = room, *sums = room + n * channels;
 #pragma omp parallel for schedule(dynamic)
     for (size_t k = 0; k < n; k++)
         for (size_t c = 0; c < channels; c += LANES) {
             lanes sum = {0}, moment = {0}, centre = at(mean + c);
+            lanes by = at(kept + 2 * channels + c), more = at(kept + 3 * channels + c);
             size_t first = k * pixels * channels + c, last = first + pixels * channels;
-            for (size_t i = first; y && i < last; i += channels) {
-                lanes d = above(at(y + i), at(grad + i));
+            for (size_t i = first; i < last; i += channels) {
+                lanes d = above(y ? at(y + i) : at(x + i) * by + more, at(grad + i));
                 sum += d;
                 moment += d * (at(x + i) - centre);
-                put(through + i, d);
+                put((for_aside ? for_aside : for_x) + i, d);
             }
-            for (size_t p = k * parts; !y && p < (k + 1) * parts; p++) {
-                sum += at(sums + 2 * p * channels + c);
-                moment += at(sums + (2 * p + 1) * channels + c);
-            }
-            put(each + k * channels + c, sum);
+            put(sums + k * channels + c, sum);
             put(moments + k * channels + c, moment);
         }
     float scale[channels], slope[channels], shift[channels];
     for (size_t c = 0; c < channels; c++) {
         double sum = 0, moment = 0, rate = inverse[c], count = n * pixels;
         for (size_t k = 0; k < n; k++) {
-            sum += each[k * channels + c];
+            sum += sums[k * channels + c];
             moment += moments[k * channels + c];
         }
         for_bias[c] = sum;
@@ -158,7 +154,7 @@ void relu_of_batch_norm_backward(
         slope[c] = -weight[c] * rate * rate * rate * moment / count;
         shift[c] = -weight[c] * rate * sum / count - (double)slope[c] * mean[c];
     }
-    const float *from = y ? through : grad;
+    const float *from = for_aside ? for_aside : for_x;
 #pragma omp parallel for schedule(dynamic)
     for (size_t k = 0; k < n; k++)
         for (size_t c = 0; c < channels; c += LANES) {

@@ -95,7 +95,7 @@ def _call(
     native.library().relu_of_batch_norm(
         *map(at, (x, norm.weight, norm.bias, aside, y, norm.running_mean, norm.running_var, kept)),
         *map(at, (moments, room)), ctypes.c_float(norm.momentum), ctypes.c_float(norm.eps),
-        *_parts(x, moments), *_shape(x),
+        *sizes(0 if moments is None else len(moments) // len(x)), *_shape(x),
     )
 
 
@@ -107,27 +107,21 @@ def backward(
     kept: torch.Tensor,
     for_x: torch.Tensor,
     for_aside: torch.Tensor | None = None,
-    sums: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The gradients [2, C] of weight and bias, from that of y.
 
     Args:
-        y: None for a `grad` that is what the ReLU lets through.
+        y: may be None if there was nothing beside x.
         kept: what `forward` has filled.
         for_x: of x's shape, to be filled with its gradient; may be `grad`.
         for_aside: the same for what was beside x.
-        sums: of such a `grad` what `winograd.convolved` gives as moments, [parts, 2, C].
     """
     for_others, room = torch.empty(2, x.shape[1]), torch.empty(2, *x.shape[:2])
     native.library().relu_of_batch_norm_backward(
-        *map(at, (grad, y, x, weight, kept, sums, for_x, for_aside)),
-        *map(at, (for_others[0], for_others[1], room)), *_parts(x, sums), *_shape(x),
+        *map(at, (grad, y, x, weight, kept, for_x, for_aside)),
+        *map(at, (for_others[0], for_others[1], room)), *_shape(x),
     )
     return for_others
-
-
-def _parts(x: torch.Tensor, moments: torch.Tensor | None) -> list[ctypes.c_size_t]:
-    return sizes(0 if moments is None else len(moments) // len(x))
 
 
 def _shape(x: torch.Tensor) -> list[ctypes.c_size_t]:

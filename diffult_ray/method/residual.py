@@ -1,10 +1,9 @@
 """A residual block of a ResNet for a processor: the same function but for rounding, in fewer passes.
 
 Two 3x3 convolutions by Winograd's algorithm (`winograd`), and behind the second its batch norm, the sum with
-the block's input and the ReLU in one (`rectified`). The first one's norm and ReLU are where its output is
-read, and what they make is never written. What a norm needs to know of a convolution's output, or of the
-gradient that comes to it, the convolution has summed up. One part of the input's gradient is added to where
-the other is.
+the block's input and the ReLU in one (`rectified`); the first one's norm and ReLU are where its output is
+read, and what they make is never written. What a norm needs to know of a convolution's output, the convolution
+has summed up; and one part of the input's gradient is added to where the other is.
 """
 
 from __future__ import annotations
@@ -69,9 +68,8 @@ class _Block(torch.autograd.Function):
         for_x, for_y = torch.empty_like(x), torch.empty_like(x)
         others2 = rectified.backward(lasts(grad), z2, y2, g2, kept2, for_y, for_x)
         for_w2 = winograd.kernels_gradient(y1, for_y, w2, rectified=kept1[2:])
-        sums, turned = winograd.room_for_moments(x, n), winograd.kernels(w2, turned=True)
-        for_y = winograd.convolved(for_y, turned, n, moments=sums, before=(y1, kept1))
-        others1 = rectified.backward(for_y, None, y1, g1, kept1, for_y, sums=sums)
+        for_y = winograd.convolved(for_y, winograd.kernels(w2, turned=True), n)
+        others1 = rectified.backward(for_y, None, y1, g1, kept1, for_y)
         for_w1 = winograd.kernels_gradient(x, for_y, w1)
         winograd.convolved(for_y, winograd.kernels(w1, turned=True), n, aside=for_x, onto=True)
         return for_x, for_w1, others1[0], for_w2, others2[0], others1[1], others2[1], None, None

@@ -319,40 +319,15 @@ INLINE void to_image(
     }
 }
 
-/* As `to_image`, to the gradient of relu(norm(x)) [channels], of which y gets what the ReLU lets through, and `sums`
-   [2, channels] that of a tile and that of its products with x - mean. `x` lies as y does; `kept` [4, channels] are the
-   norm's mean, the inverse of its deviation, its scale and its shift. */
-INLINE void to_gradient(
-    const float *m, const float *x, const float *kept, float *y, float *sums, size_t width, size_t channels)
-{
-    for (size_t c = 0; c < channels; c += LANES) {
-        LOCAL own[PIXELS * PIXELS * LANES];
-        both(to_pixels, TILE, m + c, TILE * channels, channels, PIXELS, own, PIXELS * LANES, LANES, NULL);
-        lanes sum = {0}, moment = {0};
-        lanes mean = at(kept + c), scale = at(kept + 2 * channels + c), shift = at(kept + 3 * channels + c);
-#pragma GCC unroll 16
-        for (int i = 0; i < PIXELS * PIXELS; i++) {
-            size_t pixel = (i / PIXELS * width + i % PIXELS) * channels + c;
-            lanes z = at(x + pixel), d = above(z * scale + shift, at(own + i * LANES));
-            put(y + pixel, d);
-            sum += d;
-            moment += d * (z - mean);
-        }
-        put(sums + c, sum);
-        put(sums + channels + c, moment);
-    }
-}
-
 /* y [n, height, width, outputs] of x [n, height, width, channels], as `seen`, by u as in `by_kernels`, plus a bias [n,
    outputs], whose rows lie `bias_apart`, and images `aside` [asides, height, width, outputs], taken from the first
-   again behind the last; `moments` [tiles, 2, outputs] as in `to_image`. Unless `before` is NULL, which is of y's
-   shape: then y and `moments` are as in `to_gradient` of it and of `kept`. A thread takes up to `most` tiles at a time,
-   a multiple of ROWS, from the images to the images, so that what lies between two steps stays in its cache, in a part
-   of its own of `room`. Which thread takes which is open until it does, as one may be slower than another. */
+   again behind the last; `moments` [tiles, 2, outputs] as in `to_image`. A thread takes up to `most` tiles at a time, a
+   multiple of ROWS, from the images to the images, so that what lies between two steps stays in its cache, in a part of
+   its own of `room`. Which thread takes which is open until it does, as one may be slower than another. */
 void convolution(
     const float *x, const float *rectify, const float *u, size_t apart, const float *bias, size_t bias_apart,
-    const float *aside, size_t asides, const float *before, const float *kept, float *y, float *moments, float *room,
-    int doubled, size_t most, size_t threads, size_t n, size_t height, size_t width, size_t channels, size_t outputs)
+    const float *aside, size_t asides, float *y, float *moments, float *room, int doubled, size_t most,
+    size_t threads, size_t n, size_t height, size_t width, size_t channels, size_t outputs)
 {
     size_t count = n * (height / PIXELS) * (width / PIXELS);
     size_t share = (count + threads * ROWS - 1) / (threads * ROWS) * ROWS;
@@ -376,15 +351,10 @@ void convolution(
             by_kernels(1, v, u, apart, m, tiles, channels, outputs);
         for (size_t t = 0; t < own; t++, advance(&back, height, width)) {
             struct place beside = {asides ? back.image % asides : 0, back.row, back.column};
-            const float *from = m + t * step(outputs);
-            size_t begin = corner(back, height, width, outputs);
-            float *some = moments ? moments + (first + t) * 2 * outputs : NULL;
-            if (before)
-                to_gradient(from, before + begin, kept, y + begin, some, width, outputs);
-            else
-                to_image(from, bias ? bias + back.image * bias_apart : NULL,
-                         asides ? aside + corner(beside, height, width, outputs) : NULL, y + begin, some, width,
-                         outputs);
+            to_image(m + t * step(outputs), bias ? bias + back.image * bias_apart : NULL,
+                     asides ? aside + corner(beside, height, width, outputs) : NULL,
+                     y + corner(back, height, width, outputs),
+                     moments ? moments + (first + t) * 2 * outputs : NULL, width, outputs);
         }
     }
 }

@@ -167,7 +167,6 @@ def convolved(
     onto: bool = False,
     moments: torch.Tensor | None = None,
     rectified: torch.Tensor | None = None,
-    before: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """[n, K, H, W] of x [n, C, H, W] and `kernels`; all are channels-last.
 
@@ -177,9 +176,6 @@ def convolved(
         onto: the result lies where `aside` was.
         moments: `room_for_moments`, to be filled with those of what is returned, without `aside`.
         rectified: a scale and a shift [2, C], for the convolution of `relu(x * scale + shift)`.
-        before: z [n, K, H, W] and what `rectified.forward` has kept [4, K], if this is the gradient of
-            `relu(norm(z))`: what the ReLU lets through is returned, and the moments are, of a tile, its sum
-            and that of its products with z - mean.
     """
     (n, channels, height, width), times = x.shape, 2 if doubled else 1
     y = aside
@@ -192,8 +188,7 @@ def convolved(
     bias_apart = outputs if bias is not None and bias.dim() == 2 else 0
     native.library().convolution(
         *map(at, (x, rectified, u)), *sizes(u.stride(0)), at(bias), *sizes(bias_apart),
-        at(aside), *sizes(0 if aside is None else len(aside)),
-        *map(at, (*(before or (None, None)), y, moments, room)), doubled,
+        at(aside), *sizes(0 if aside is None else len(aside)), *map(at, (y, moments, room)), doubled,
         *sizes(AT_ONCE, threads, n, times * height, times * width, channels, outputs),
     )
     return y
