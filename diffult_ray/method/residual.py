@@ -1,9 +1,9 @@
 """A residual block of a ResNet for a processor: the same function but for rounding, in fewer passes.
 
 Two 3x3 convolutions by Winograd's algorithm (`winograd`), and behind the second its batch norm, the sum with
-the block's input and the ReLU in one (`rectified`); the first one's norm and ReLU are where its output is
-read, and what they make is never written. What a norm needs to know of a convolution's output, the convolution
-has summed up; and one part of the input's gradient is added to where the other is.
+the block's input and the ReLU in one (`rectified`). The first one's norm and ReLU are where its output is
+read, and what they make is never written. What a norm needs to know of a convolution's output, that has summed
+up; and one part of the input's gradient is added to where the other is.
 """
 
 from __future__ import annotations
