@@ -2,8 +2,8 @@
 
 Two 3x3 convolutions by Winograd's algorithm (`winograd`), and behind the second its batch norm, the sum with
 the block's input and the ReLU in one (`rectified`). The first one's norm and ReLU are where its output is
-read, and what they make is never written. What a norm needs to know of a convolution's output, that has summed
-up; and one part of the input's gradient is added to where the other is.
+read, and what they make is never written. A convolution sums up what the norm behind it needs to know. One
+part of the input's gradient is added to where the other is.
 """
 
 from __future__ import annotations
