@@ -78,8 +78,7 @@ static void affine(
    pixels, channels / 16]. Pixels are a multiple of 16. */
 void kept(const short *bits, unsigned short *words, short least, size_t n, size_t pixels, size_t channels)
 {
-#pragma omp parallel for schedule(dynamic)
-    for (size_t k = 0; k < n; k++)
+    EACH (k, n, (size_t)omp_get_max_threads())
         for (size_t c = 0; c < channels; c += LANES)
             for (size_t p = 0; p < pixels; p += LANES) {
                 halves found = {0};
@@ -105,8 +104,7 @@ void silu_of_group_norm(
     const float *x, const float *weight, const float *bias, const unsigned short *words, float by,
     float *y, float *mean, float *inverse, size_t n, size_t pixels, size_t channels, size_t groups, float eps)
 {
-#pragma omp parallel for schedule(dynamic)
-    for (size_t k = 0; k < n; k++) {
+    EACH (k, n, (size_t)omp_get_max_threads()) {
         const float *from = x + k * pixels * channels;
         float *to = y + k * pixels * channels, scale[channels], shift[channels];
         moments(from, mean + k * groups, inverse + k * groups, scale, pixels, channels, groups, eps);
@@ -129,8 +127,7 @@ void silu_of_group_norm_backward(
     size_t n, size_t pixels, size_t channels, size_t groups)
 {
     size_t each = channels / groups;
-#pragma omp parallel for schedule(dynamic)
-    for (size_t k = 0; k < n; k++) {
+    EACH (k, n, (size_t)omp_get_max_threads()) {
         const float *from = x + k * pixels * channels, *above = grad + k * pixels * channels;
         const float *centre = mean + k * groups, *rate = inverse + k * groups;
         float *to = for_x + k * pixels * channels, *by_weight = for_weight + k * channels;

@@ -48,8 +48,7 @@ static void batch_moments(
     size_t n, size_t pixels, size_t channels)
 {
     float *means = room, *squares = room + n * channels;
-#pragma omp parallel for schedule(dynamic)
-    for (size_t k = 0; k < n; k++)
+    EACH (k, n, (size_t)omp_get_max_threads())
         if (moments)
             gathered(moments + 2 * k * parts * channels, means + k * channels, squares + k * channels, parts, pixels,
                      channels);
@@ -74,8 +73,7 @@ static void rectified(
     const float *x, const float *scale, const float *shift, const float *aside, float *y,
     size_t n, size_t pixels, size_t channels)
 {
-#pragma omp parallel for schedule(dynamic)
-    for (size_t k = 0; k < n; k++)
+    EACH (k, n, (size_t)omp_get_max_threads())
         for (size_t c = 0; c < channels; c += LANES) {
             lanes by = at(scale + c), more = at(shift + c);
             size_t first = k * pixels * channels + c, last = first + pixels * channels;
@@ -126,8 +124,7 @@ void relu_of_batch_norm_backward(
 {
     const float *mean = kept, *inverse = kept + channels;
     float *moments = room, *sums = room + n * channels;
-#pragma omp parallel for schedule(dynamic)
-    for (size_t k = 0; k < n; k++)
+    EACH (k, n, (size_t)omp_get_max_threads())
         for (size_t c = 0; c < channels; c += LANES) {
             lanes sum = {0}, moment = {0}, centre = at(mean + c);
             lanes by = at(kept + 2 * channels + c), more = at(kept + 3 * channels + c);
@@ -155,11 +152,10 @@ void relu_of_batch_norm_backward(
         shift[c] = -weight[c] * rate * sum / count - (double)slope[c] * mean[c];
     }
     const float *from = for_aside ? for_aside : for_x;
-#pragma omp parallel for schedule(dynamic)
-    for (size_t k = 0; k < n; k++)
+    EACH (j, n, (size_t)omp_get_max_threads())
         for (size_t c = 0; c < channels; c += LANES) {
             lanes by = at(scale + c), factor = at(slope + c), more = at(shift + c);
-            size_t first = k * pixels * channels + c, last = first + pixels * channels;
+            size_t first = j * pixels * channels + c, last = first + pixels * channels;
             for (size_t i = first; i < last; i += channels)
                 put(for_x + i, at(from + i) * by + at(x + i) * factor + more);
         }

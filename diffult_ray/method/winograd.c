@@ -6,8 +6,6 @@
    Lavin and Gray (2016), for the points 0, 1, -1, 2, -2 and infinity. Channels are a multiple of 16, heights and
    widths of 4. */
 
-#include <omp.h>
-
 #include "lanes.h"
 
 typedef void along(const float *from, ptrdiff_t near, float *to, ptrdiff_t far);
@@ -323,7 +321,7 @@ INLINE void to_image(
    outputs], whose rows lie `bias_apart`, and images `aside` [asides, height, width, outputs], taken from the first
    again behind the last; `moments` [tiles, 2, outputs] as in `to_image`. A thread takes up to `most` tiles at a time, a
    multiple of ROWS, from the images to the images, so that what lies between two steps stays in its cache, in a part of
-   its own of `room`. Which thread takes which is open until it does, as one may be slower than another. */
+   its own of `room`. */
 void convolution(
     const float *x, const float *rectify, const float *u, size_t apart, const float *bias, size_t bias_apart,
     const float *aside, size_t asides, float *y, float *moments, float *room, int doubled, size_t most,
@@ -332,8 +330,8 @@ void convolution(
     size_t count = n * (height / PIXELS) * (width / PIXELS);
     size_t share = (count + threads * ROWS - 1) / (threads * ROWS) * ROWS;
     most = share < most ? share : most;
-#pragma omp parallel for num_threads(threads) schedule(dynamic)
-    for (size_t first = 0; first < count; first += most) {
+    EACH (block, (count + most - 1) / most, threads) {
+        size_t first = block * most;
         float *v = room + omp_get_thread_num() * most * (step(channels) + step(outputs));
         float *m = v + most * step(channels);
         size_t own = count - first < most ? count - first : most, tiles = (own + ROWS - 1) / ROWS * ROWS;
@@ -495,8 +493,7 @@ void kernels_gradient(
 {
     size_t count = n * (height / PIXELS) * (width / PIXELS), apart = outputs * channels + LANES;
     size_t all = NUMBERS * apart;
-#pragma omp parallel for num_threads(threads) schedule(dynamic)
-    for (size_t part = 0; part < parts; part++) {
+    EACH (part, parts, threads) {
         float *u = room + part * all;
         float *v = room + parts * all + omp_get_thread_num() * most * (step(channels) + step(outputs));
         float *m = v + most * step(channels);
