@@ -210,8 +210,9 @@ def placed_classifier(
     layout = memory_format(on, image_size, network="classifier")
     model = model.to(on, memory_format=layout)
     may = given.tuned and not given.compile and on.type == "cpu" and layout == torch.channels_last
-    if may and precision == "auto" and _is_narrow(model) and not torch.cpu._is_amx_tile_supported():
-        precision = "float32" if native.available() else precision
+    has_amx = torch.cpu._is_amx_tile_supported()
+    if may and precision == "auto" and _is_narrow(model) and not has_amx and native.available():
+        precision = "float32"
     if may and not uses_bf16(on, precision, image_size):
         blocks.rectified_residuals(model)
         blocks.winograd_convolutions(model, fewest=native.LANES)
