@@ -19,6 +19,7 @@ from diffult_ray.method.native import at, lasts, sizes
 NUMBERS, SIDE = 36, 4  # of a tile; pixels that are its own
 FEWEST_CHANNELS, FEWEST_TILES = 64, 16  # below, a direct convolution is as fast: docs/RESULTS.md
 AT_ONCE, AT_ONCE_FOR_KERNELS = 32, 128  # tiles, so that what lies between two steps stays in the cache
+APART = 2**16  # numbers between two threads' rooms: winograd.c
 LEAST_PARTS, MOST_IN_PARTS = 8, 64 * 64  # of sums of kernels' gradients; kernels for which they pay
 
 
@@ -182,8 +183,7 @@ def convolved(
     if y is None or not onto:
         y = torch.empty(n, outputs, times * height, times * width, memory_format=torch.channels_last)
     threads = torch.get_num_threads()
-    # As `step` in winograd.c has it.
-    room = torch.empty(threads * AT_ONCE * (NUMBERS * (channels + outputs) + 2 * native.LANES))
+    room = torch.empty(_rooms(threads, channels, outputs))
     bias = None if bias is None else bias.contiguous()
     bias_apart = outputs if bias is not None and bias.dim() == 2 else 0
     native.library().convolution(
@@ -192,6 +192,12 @@ def convolved(
         *sizes(AT_ONCE, threads, n, times * height, times * width, channels, outputs),
     )
     return y
+
+
+def _rooms(threads: int, channels: int, outputs: int) -> int:
+    """The numbers of all threads' rooms, as `step` and `own_part` in winograd.c have them."""
+    own = AT_ONCE * (NUMBERS * (channels + outputs) + 2 * native.LANES)
+    return threads * own + (threads + 1) * APART
 
 
 def room_for_moments(images: torch.Tensor, channels: int) -> torch.Tensor:
@@ -227,9 +233,8 @@ def _gradient_in_parts(
 ) -> torch.Tensor:
     (k, channels), threads = found.shape[:2], torch.get_num_threads()
     sums = NUMBERS * (k * channels + native.LANES)
-    tiles = AT_ONCE * (NUMBERS * (k + channels) + 2 * native.LANES)
     parts = max(LEAST_PARTS, threads)
-    room = torch.empty(parts * sums + threads * tiles)
+    room = torch.empty(parts * sums + _rooms(threads, channels, k))
     native.library().kernels_gradient(
         *map(at, (x, rectified, grad, found, room)), doubled,
         *sizes(AT_ONCE, parts, threads, len(x), *grad.shape[2:], channels, k),
