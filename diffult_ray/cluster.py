@@ -44,7 +44,7 @@ QUIET = {
 OWN = {
     # So long its workers look for a head that was killed. Ray's own is 60.
     "RAY_gcs_rpc_server_reconnect_timeout_s": "15",
-    # Its one machine goes with all of it, and nobody asks for its metrics: together 3% of two workers' time.
+    # Its one machine goes with all of it, and nobody asks for its metrics: 2 to 5% of two workers' rate.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_metrics_report_interval_ms": "60000",
