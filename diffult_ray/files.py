@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import uuid
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,19 +14,25 @@ if TYPE_CHECKING:
     import torch
 
 
-def write_bytes(path: str | Path, content: bytes) -> None:
-    """Write a file whole or not at all, creating its folder."""
+@contextmanager
+def _whole(path: str | Path) -> Iterator[Path]:
+    """A temporary path that becomes `path`, in whose folder it is, once it is written."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
+        yield temporary
+        with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """Write a file whole or not at all, creating its folder."""
+    with _whole(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def remove_temporary(folder: Path, pattern: str = "**/.*.tmp") -> None:
@@ -59,9 +65,28 @@ def read_json(path: str | Path) -> Any:
 
 def write_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor]) -> None:
     """Tensors as safetensors, on the CPU and contiguous."""
-    from safetensors.torch import save
+    write_packed(path, packed(tensors))
 
-    write_bytes(path, save({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}))
+
+def packed(tensors: Mapping[str, torch.Tensor], numbers: Any = None) -> dict[str, torch.Tensor]:
+    """Copies on the CPU, contiguous, and what is JSON as one more: for `write_packed`, perhaps later."""
+    import torch
+
+    copies = {
+        name: torch.empty(each.shape, dtype=each.dtype, device="cpu").copy_(each.detach())
+        for name, each in tensors.items()
+    }
+    if numbers is not None:
+        copies["__json__"] = torch.frombuffer(bytearray(json.dumps(numbers).encode()), dtype=torch.uint8)
+    return copies
+
+
+def write_packed(path: str | Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """What `packed` returned, as safetensors; other threads go on meanwhile."""
+    from safetensors.torch import save_file
+
+    with _whole(path) as temporary:
+        save_file(dict(tensors), temporary)
 
 
 def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
@@ -72,10 +97,7 @@ def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
 
 def write_state(path: str | Path, tensors: Mapping[str, torch.Tensor], numbers: Any) -> None:
     """Tensors and JSON in one file, so that the two are never of different moments."""
-    import torch
-
-    text = torch.frombuffer(bytearray(json.dumps(numbers).encode()), dtype=torch.uint8)
-    write_tensors(path, {**tensors, "__json__": text})
+    write_packed(path, packed(tensors, numbers))
 
 
 def read_state(path: str | Path) -> tuple[dict[str, torch.Tensor], Any]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +34,7 @@ MAX_FAILURES = 3  # of a run that is tried again
 FINAL = {"FloatingPointError": FloatingPointError, "ValueError": ValueError}  # again they would end alike
 
 Loop = Callable[["Run", Mapping[str, Any]], None]
+Write = Callable[[Path], None]  # a checkpoint, into its folder
 
 
 @dataclass
@@ -45,13 +46,14 @@ class Run:
     rank: int = 0
     world: int = 1
     checkpoints: Path | None = None  # a folder of `checkpoint_*`, later ones by name
-    report: Callable[[Path], None] | None = None
+    report: Callable[[Write | None], Future[None]] | None = None  # has it written beside the training
     checkpoint_seconds: float = CHECKPOINT_SECONDS
     readers: int = 1
     given: Allotment = ALONE
     draining: Callable[[], frozenset[str]] = frozenset  # ids of the nodes that are about to go
     site: Site = SHARED
     _saved: float = field(default_factory=time.monotonic)
+    _writing: Future[None] | None = None
     _asked: float = 0.0
     _going: frozenset[str] = frozenset()
     _told: float = 0.0
@@ -99,10 +101,14 @@ class Run:
         """Whether it is time for a checkpoint; the same answer on every rank, each of which asks.
 
         At once when a node of the training is about to go, and then every few seconds until it has gone.
+
+        Raises:
+            OSError: if the last one could not be written.
         """
         now = time.monotonic()
         seconds = min(self.checkpoint_seconds, DRAINING_SECONDS) if self._going else self.checkpoint_seconds
-        due, ask = self._agree(now - self._saved > seconds, now - self._asked > NOTICE_SECONDS)
+        due = now - self._saved > seconds and self._is_written()
+        due, ask = self._agree(due, now - self._asked > NOTICE_SECONDS)
         if not ask:
             return due
         known, self._asked, self._going = self._going, now, self.draining()
@@ -130,13 +136,30 @@ class Run:
         return float(value) / self.world
 
     def save(self, tensors: Mapping[str, torch.Tensor], numbers: Mapping[str, Any]) -> None:
-        """A checkpoint, from rank 0; every rank calls it."""
-        with tempfile.TemporaryDirectory() as folder:
-            if self.is_first:
-                files.write_state(Path(folder) / STATE, tensors, numbers)
+        """A checkpoint, from rank 0; every rank calls it. It is written from a copy; training goes on."""
+        if not self.is_first:
+            self.report(None)
+        else:
+            copy = files.packed(tensors, numbers)
+
+            def write(folder: Path) -> None:
                 self.site.settle()  # what was written before the checkpoint is not written again after it
-            self.report(Path(folder))
+                files.write_packed(folder / STATE, copy)
+
+            self._writing = self.report(write)
         self._saved = time.monotonic()
+
+    def _is_written(self) -> bool:
+        """Whether no checkpoint is on its way. Raises what its writing raised."""
+        if self._writing is not None and self._writing.done():
+            self.settle()
+        return self._writing is None
+
+    def settle(self) -> None:
+        """Wait for the last checkpoint. Raises what its writing raised."""
+        if self._writing is not None:
+            self._writing.result()
+            self._writing = None
 
     def tell(self, done: int, total: int, **facts: float) -> None:
         """Progress for whoever watches the work folder; at most once a second."""
@@ -322,20 +345,33 @@ def _worker(config: dict[str, Any]) -> None:
     run.site.settle()
 
 
-def _report(folder: Path) -> None:
-    """Hand a checkpoint to Train; the training goes on while it is copied to where it is kept."""
+def _report(write: Write | None) -> Future[None]:
+    """Train's report of a checkpoint, which is written while the training goes on."""
     import ray.train
-    from ray.train import CheckpointUploadMode
+    from pyarrow.fs import LocalFileSystem
+    from ray.train import Checkpoint, CheckpointUploadMode
 
-    made = None
-    if ray.train.get_context().get_world_rank() == 0:
-        kept = tempfile.mkdtemp()
-        shutil.move(folder / STATE, kept)
-        made = ray.train.Checkpoint.from_directory(kept)
+    storage = ray.train.get_context().get_storage()
+    written: Future[None] = Future()
+
+    def upload(made: Checkpoint, name: str) -> Checkpoint:
+        """Into the run's folder; where that is a storage's, by way of `made`."""
+        try:
+            if isinstance(storage.storage_filesystem, LocalFileSystem):
+                path = Path(storage.experiment_fs_path) / name
+                write(path)
+                return Checkpoint(str(path), filesystem=storage.storage_filesystem)
+            write(Path(made.path))
+            return storage.persist_current_checkpoint(made, name)
+        finally:
+            written.set_result(None)  # an error is raised by Train
+
     ray.train.report(
-        {}, checkpoint=made, checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+        {}, checkpoint=Checkpoint(tempfile.mkdtemp()) if write else None,
+        checkpoint_upload_mode=CheckpointUploadMode.ASYNC, checkpoint_upload_fn=upload,
         delete_local_checkpoint_after_upload=True,
     )
+    return written
 
 
 def _localised(payload: Mapping[str, Any], site: Site) -> dict[str, Any]:
@@ -361,29 +397,37 @@ def run_here(
     held.drop()
     kept = site.fetch(work / "checkpoints")
 
-    def report(folder: Path) -> None:
-        before = sorted(kept.glob("checkpoint_*"))
-        number = int(before[-1].name.partition("_")[2]) + 1 if before else 0
-        made = kept / f"checkpoint_{number:06d}"
-        files.write_bytes(made / STATE, (folder / STATE).read_bytes())
-        site.publish_soon(made)
-        for old in before[: 1 - KEPT]:
-            site.remove(old)
+    def report(write: Write) -> Future[None]:
+        return writer.submit(_keep, write, kept, site)
 
-    run = Run(
-        work=work,
-        device=device.prepare(given),
-        given=given,
-        checkpoints=kept,
-        checkpoint_seconds=checkpoint_seconds,
-        report=report,
-        readers=resources.readers,
-        draining=_draining_here,
-        site=site,
-    )
-    loop(run, payload)
+    with ThreadPoolExecutor(1, "checkpoint") as writer:
+        run = Run(
+            work=work,
+            device=device.prepare(given),
+            given=given,
+            checkpoints=kept,
+            checkpoint_seconds=checkpoint_seconds,
+            report=report,
+            readers=resources.readers,
+            draining=_draining_here,
+            site=site,
+        )
+        loop(run, payload)
+        run.settle()
     Footprint(site, work).note()
     site.settle()
+
+
+def _keep(write: Write, kept: Path, site: Site) -> None:
+    """A checkpoint more, and no more than `KEPT`."""
+    before = sorted(kept.glob("checkpoint_*"))
+    number = int(before[-1].name.partition("_")[2]) + 1 if before else 0
+    made = kept / f"checkpoint_{number:06d}"
+    write(made)
+    site.publish_soon(made)
+    whole = sorted(path.parent for path in kept.glob(f"checkpoint_*/{STATE}"))
+    for old in set(before) - set(whole[-KEPT:]):
+        site.remove(old)
 
 
 def _draining_here() -> frozenset[str]:

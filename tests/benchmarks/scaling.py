@@ -1,10 +1,11 @@
 """Two workers against one, of one thread each: training of the generator, and generation.
 
     python tests/benchmarks/scaling.py --root DIR [--repeats 3] [--only training|generation] [--batch 64]
+        [--paper --steps 30]
 
-CIFAR100-LT (imbalance factor 100) in DIR, a U-Net of 64-128-128 channels, 112 steps of batch 64, or as many
-images in larger batches; 984 images, in eight blocks of 128 or fewer (of nine, one worker would have five),
-by DPM-Solver++ of 5 steps with guidance.
+CIFAR100-LT (imbalance factor 100) in DIR, a U-Net of 64-128-128 channels (`--paper`: the paper's, of 35.7 M
+parameters), 112 steps of batch 64, or as many images in larger batches, or `--steps`; 984 images, in eight blocks
+of 128 or fewer (of nine, one worker would have five), by DPM-Solver++ of 5 steps with guidance.
 The whole stages on Ray, by turns; the rates are those of their loops, without the start of their processes.
 """
 
@@ -23,16 +24,21 @@ from diffult_ray.config import Experiment
 from diffult_ray.store import Artifact, Store
 
 BATCH, IMAGES = 64, 64 * 112
-FIRST = 12 * 64  # the rate is that of the images after the first
+FIRST = 12 * 64  # the rate is that of the images after the first, or of the last six sevenths
 
 
-def experiment(root: str, seed: int, workers: int, steps: int, batch: int = BATCH) -> Experiment:
+SMALL = {"channels": [64, 128, 128], "blocks": 1, "attention": [16]}
+PAPER = {"channels": [128, 256, 256, 256], "blocks": 2, "attention": [16]}
+
+
+def experiment(
+    root: str, seed: int, workers: int, steps: int, batch: int = BATCH, network: dict = SMALL
+) -> Experiment:
     one = {"workers": workers, "cpus": 1}
     return Experiment(
         select="test",
         dataset={"name": "cifar100", "imbalance_factor": 100, "root": root},
-        generator={"channels": [64, 128, 128], "blocks": 1, "attention": [16], "steps": steps,
-                   "batch_size": batch, "seed": seed},
+        generator={**network, "steps": steps, "batch_size": batch, "seed": seed},
         generation={"per_class": 38, "sampler": "dpmsolver++", "steps": 5, "guidance": 1.5, "seed": seed},
         resources={"generator": one, "images": one},
     )
@@ -45,11 +51,11 @@ def built(stage: pipeline.Stage, store: Store) -> Artifact:
     return store.find(stage)
 
 
-def training_rate(artifact: Artifact, batch: int) -> float:
+def training_rate(artifact: Artifact, batch: int, first: int) -> float:
     from diffult_ray import files
 
     rows = files.read_json(artifact.folder / "history.json")
-    start = next(r for r in rows if r["step"] * batch >= FIRST)
+    start = next(r for r in rows if r["step"] * batch >= first)
     return batch * (rows[-1]["step"] - start["step"]) / (rows[-1]["seconds"] - start["seconds"])
 
 
@@ -59,23 +65,27 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--only", choices=["training", "generation"])
     parser.add_argument("--batch", type=int, default=BATCH, help="of the generator's training")
+    parser.add_argument("--paper", action="store_true", help="the paper's U-Net")
+    parser.add_argument("--steps", type=int, help="of the generator's training")
     given = parser.parse_args()
-    batch = given.batch
-    steps = 2 if given.only == "generation" else IMAGES // batch
+    batch, network = given.batch, PAPER if given.paper else SMALL
+    steps = 2 if given.only == "generation" else given.steps or IMAGES // batch
     folder = Path(tempfile.mkdtemp(prefix="sc-"))
     os.environ["RAY_TMPDIR"] = str(folder / "ray")
     os.environ.pop("RAY_ADDRESS", None)
     training = "generator training" + (f" of batch {batch}" if batch != BATCH else "")
+    training += ", the paper's U-Net" if given.paper else ""
     rates: dict[str, dict[int, list[float]]] = {training: {}, "generation": {}}
+    first = min(FIRST, steps * batch // 7)
     try:
         cluster.connect("local")
         for turn in range(given.repeats):
             for workers in (1, 2):
                 store = Store(folder / f"{turn}-{workers}")
-                e = experiment(given.root, turn, workers, steps, batch)
+                e = experiment(given.root, turn, workers, steps, batch, network)
                 trained = built(pipeline.generator(e), store)
                 if given.only != "generation":
-                    rates[training].setdefault(workers, []).append(training_rate(trained, batch))
+                    rates[training].setdefault(workers, []).append(training_rate(trained, batch, first))
                 if given.only != "training":
                     made = built(pipeline.images(e), store)
                     rates["generation"].setdefault(workers, []).append(made.summary["images_per_second"])
