@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import tempfile
 import time
@@ -30,6 +31,7 @@ KEPT = 2  # checkpoints: the one before is used where the last one is damaged
 FAILED = "failed.json"
 # Train runs the loop in a thread, whose heap of its own glibc gives back to the kernel whatever mallopt says.
 ONE_HEAP = {"MALLOC_ARENA_MAX": "1"}
+WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
 MAX_FAILURES = 3  # of a run that is tried again
 FINAL = {"FloatingPointError": FloatingPointError, "ValueError": ValueError}  # again they would end alike
 
@@ -311,6 +313,8 @@ def _draining() -> frozenset[str]:
     """Nodes of the training that are about to go; every rank asks, and gets rank 0's answer."""
     import ray.train
 
+    if os.environ.get(WATCHER) == "0":  # nobody would know, and to ask takes 4 ms
+        return frozenset()
     info = ray.train.get_preemption_info()
     return frozenset(info.preempted_node_ids if info else ())
 
