@@ -4,8 +4,8 @@
         [--paper --steps 30]
 
 CIFAR100-LT (imbalance factor 100) in DIR, a U-Net of 64-128-128 channels (`--paper`: the paper's, of 35.7 M
-parameters), 112 steps of batch 64, or as many images in larger batches, or `--steps`; 984 images, in eight blocks
-of 128 or fewer (of nine, one worker would have five), by DPM-Solver++ of 5 steps with guidance.
+parameters), 112 steps of batch 64, or as many images in larger batches, or `--steps`; 984 images, in eight
+blocks of 128 or fewer (of nine, one worker would have five), by DPM-Solver++ of 5 steps with guidance.
 The whole stages on Ray, by turns; the rates are those of their loops, without the start of their processes.
 """
 
