@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -83,10 +84,17 @@ def packed(tensors: Mapping[str, torch.Tensor], numbers: Any = None) -> dict[str
 
 def write_packed(path: str | Path, tensors: Mapping[str, torch.Tensor]) -> None:
     """What `packed` returned, as safetensors; other threads go on meanwhile."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     with _whole(path) as temporary:
-        save_file(dict(tensors), temporary)
+        try:
+            save_file(dict(tensors), temporary)
+        except SafetensorError as error:  # it is the system's error, but for its kind
+            number = re.search(r"\(os error (\d+)\)", str(error))
+            if number is None:
+                raise
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
 
 
 def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:

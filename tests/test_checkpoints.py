@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import resource
 import threading
 from dataclasses import dataclass, field
 
 import pytest
 import torch
 
+from diffult_ray import files
 from diffult_ray.config import StageResources
 from diffult_ray.stages import Site
 from diffult_ray.stages.training import KEPT, STATE, run_here
@@ -90,6 +93,22 @@ def test_one_that_cannot_be_written_ends_the_run(tmp_path, asks):
         run(loop, tmp_path, FullSite())
     assert bool(after) is not asks
     assert restored(tmp_path) is None
+
+
+@pytest.mark.parametrize("write", [
+    lambda path: files.write_tensors(path, {"a": torch.zeros(10_000)}),
+    lambda path: files.write_bytes(path, bytes(40_000)),
+], ids=["tensors", "bytes"])
+def test_a_system_that_takes_no_more_is_told_alike_and_nothing_is_left(tmp_path, write):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        with pytest.raises(OSError) as told:
+            write(tmp_path / "it")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert told.value.errno == errno.EFBIG
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_last_whole_ones_are_kept(tmp_path):
