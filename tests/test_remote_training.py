@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import threading
-
 import pytest
 import torch
 
@@ -13,7 +9,7 @@ from diffult_ray import cluster, config, files, pipeline
 from diffult_ray.store import Store, open_store
 from tests.buckets import bucket, s3_server  # noqa: F401  fixtures
 from tests.conftest import TINY
-from tests.test_stages import build, losses, processes_called, progress, wait_for, weights
+from tests.test_stages import build, build_and_kill, losses, weights
 
 
 @pytest.fixture
@@ -35,23 +31,9 @@ def test_a_killed_worker_goes_on(ray_that_knows_the_bucket, bucket, tmp_path, mo
     stage = pipeline.generator(next(e for e in experiments if e.method == "diffult"))
     undisturbed = build(stage, Store(tmp_path / "storage"))
 
-    hit, failed = open_store(bucket.uri), []
+    hit = open_store(bucket.uri)
     monkeypatch.setattr("diffult_ray.stages.training.CHECKPOINT_SECONDS", 0.5)
-
-    def work() -> None:
-        try:
-            build(stage, hit)
-        except BaseException as error:
-            failed.append(error)
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    wait_for(lambda: any("checkpoint_" in name for name in bucket.names("work")))
-    wait_for(lambda: progress(hit, stage) > 100)
-    for pid in wait_for(lambda: processes_called(victim)):
-        os.kill(pid, signal.SIGKILL)
-    thread.join()
-    assert failed == []
+    build_and_kill(stage, hit, victim, lambda: any("checkpoint_" in name for name in bucket.names("work")))
     folder = hit.folder(stage)
     assert files.read_json(folder / "summary.json")["trained_now"] < 600
     assert losses(folder) == losses(undisturbed)

@@ -89,6 +89,29 @@ def progress(store: Store, stage: pipeline.Stage) -> int:
     return (store.progress(stage) or {"done": 0})["done"]
 
 
+def build_and_kill(
+    stage: pipeline.Stage, store: Store, victim: str, has_checkpoint: Callable[[], object]
+) -> None:
+    """Build, and once there is a checkpoint, kill the processes whose title holds the victim's name."""
+    failed: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            build(stage, store)
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    wait_for(has_checkpoint)
+    wait_for(lambda: progress(store, stage) > 100)
+    victims = wait_for(lambda: processes_called(victim))
+    for pid in victims:
+        os.kill(pid, signal.SIGKILL)
+    thread.join()
+    assert failed == []
+
+
 @pytest.mark.parametrize("overrides", [
     ["generator.regulariser=none"],
     ["generator.regulariser=cbdm"],
@@ -155,24 +178,10 @@ def test_a_killed_training_worker_goes_on_from_its_checkpoint(
     undisturbed = build(pipeline.generator(experiment(*overrides)), store)
     hit = Store(tmp_path)
     stage = pipeline.generator(experiment(*overrides, "tune.seed=0"))
-    failed: list[BaseException] = []
     monkeypatch.setattr("diffult_ray.stages.training.CHECKPOINT_SECONDS", 0.5)
-
-    def work() -> None:
-        try:
-            build(stage, hit)
-        except BaseException as error:
-            failed.append(error)
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    wait_for(lambda: list(hit.work(stage).glob("**/checkpoint*/state.safetensors")))
-    wait_for(lambda: progress(hit, stage) > 100)
-    victims = wait_for(lambda: processes_called("ray::generator"))
-    for pid in victims:
-        os.kill(pid, signal.SIGKILL)
-    thread.join()
-    assert failed == []
+    build_and_kill(
+        stage, hit, "ray::generator", lambda: list(hit.work(stage).glob("**/checkpoint*/state.safetensors"))
+    )
     assert losses(hit.folder(stage)) == losses(undisturbed)
     for name, tensor in weights(undisturbed).items():
         assert torch.equal(weights(hit.folder(stage))[name], tensor), name

@@ -25,8 +25,6 @@ from diffult_ray.store import Artifact, Store
 
 BATCH, IMAGES = 64, 64 * 112
 FIRST = 12 * 64  # the rate is that of the images after the first, or of the last six sevenths
-
-
 SMALL = {"channels": [64, 128, 128], "blocks": 1, "attention": [16]}
 PAPER = {"channels": [128, 256, 256, 256], "blocks": 2, "attention": [16]}
 
