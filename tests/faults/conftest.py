@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.door import SWEEP, TALLY, Door, Tally
+from tests.faults.door import SWEEP, TALLY, Door, Tally, wait_for_the_end_of
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -72,6 +72,7 @@ def halfway(new_faulty: Callable[..., Door]) -> Callable[[], Door]:
             first.begin()
             first.until(r"trial 1/")
             first.kill()
+            wait_for_the_end_of(first.processes)  # a trial on its way writes on for a moment
             shutil.copytree(first.storage, kept)
         shutil.rmtree(first.storage)
         shutil.copytree(kept, first.storage)
