@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -13,6 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
+
+PAGE = 4096  # bytes; of memory, and a multiple of any disk's blocks
+AT_ONCE = 64 << 20  # bytes
 
 
 @contextmanager
@@ -64,32 +68,45 @@ def read_json(path: str | Path) -> Any:
     return json.loads(Path(path).read_bytes())
 
 
+def write_pages(path: str | Path, pages: memoryview, size: int) -> None:
+    """Write the first bytes of aligned memory, past the kernel's page cache where the file system can.
+
+    Args:
+        pages: [multiple of `PAGE`] bytes, at an address that is one, too; written to without the GIL.
+        size: of the file.
+    """
+    with _whole(path) as temporary:
+        try:
+            _write(temporary, pages, getattr(os, "O_DIRECT", 0))
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            _write(temporary, pages[:size], 0)
+        os.truncate(temporary, size)
+
+
+def _write(path: Path, content: memoryview, flags: int) -> None:
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | flags, 0o666)
+    try:
+        while content:
+            content = content[os.write(file, content[:AT_ONCE]) :]
+    finally:
+        os.close(file)
+
+
 def write_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor]) -> None:
     """Tensors as safetensors, on the CPU and contiguous."""
-    write_packed(path, packed(tensors))
-
-
-def packed(tensors: Mapping[str, torch.Tensor], numbers: Any = None) -> dict[str, torch.Tensor]:
-    """Copies on the CPU, contiguous, and what is JSON as one more: for `write_packed`, perhaps later."""
     import torch
-
-    copies = {
-        name: torch.empty(each.shape, dtype=each.dtype, device="cpu").copy_(each.detach())
-        for name, each in tensors.items()
-    }
-    if numbers is not None:
-        copies["__json__"] = torch.frombuffer(bytearray(json.dumps(numbers).encode()), dtype=torch.uint8)
-    return copies
-
-
-def write_packed(path: str | Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """What `packed` returned, as safetensors; other threads go on meanwhile."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
+    copies = {
+        name: each.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, each in tensors.items()
+    }
     with _whole(path) as temporary:
         try:
-            save_file(dict(tensors), temporary)
+            save_file(copies, temporary)
         except SafetensorError as error:  # it is the system's error, but for its kind
             number = re.search(r"\(os error (\d+)\)", str(error))
             if number is None:
@@ -103,12 +120,7 @@ def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
     return load(Path(path).read_bytes())
 
 
-def write_state(path: str | Path, tensors: Mapping[str, torch.Tensor], numbers: Any) -> None:
-    """Tensors and JSON in one file, so that the two are never of different moments."""
-    write_packed(path, packed(tensors, numbers))
-
-
 def read_state(path: str | Path) -> tuple[dict[str, torch.Tensor], Any]:
-    """What `write_state` wrote."""
+    """Tensors and numbers of a `Snapshot`, which are in one file so as to be of one moment."""
     tensors = read_tensors(path)
     return tensors, json.loads(tensors.pop("__json__").numpy().tobytes())

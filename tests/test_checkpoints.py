@@ -12,6 +12,7 @@ import torch
 
 from diffult_ray import files
 from diffult_ray.config import StageResources
+from diffult_ray.snapshot import Snapshot
 from diffult_ray.stages import Site
 from diffult_ray.stages.training import KEPT, STATE, run_here
 
@@ -98,7 +99,8 @@ def test_one_that_cannot_be_written_ends_the_run(tmp_path, asks):
 @pytest.mark.parametrize("write", [
     lambda path: files.write_tensors(path, {"a": torch.zeros(10_000)}),
     lambda path: files.write_bytes(path, bytes(40_000)),
-], ids=["tensors", "bytes"])
+    lambda path: Snapshot().take({"a": torch.zeros(10_000)}, {}).write(path),
+], ids=["tensors", "bytes", "snapshot"])
 def test_a_system_that_takes_no_more_is_told_alike_and_nothing_is_left(tmp_path, write):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))

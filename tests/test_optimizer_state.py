@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from diffult_ray import files
+from diffult_ray.snapshot import Snapshot
 from diffult_ray.stages.training import load_optimizer, optimizer_tensors
 
 OPTIMIZERS = {
@@ -27,7 +28,7 @@ def test_it_goes_on_in_any_memory_format(tmp_path, name, layout):
             model(x.contiguous(memory_format=layout)).square().mean().backward()
             optimizer.step()
             if stops and step == 2:
-                files.write_state(tmp_path / "state", optimizer_tensors(optimizer), {})
+                Snapshot().take(optimizer_tensors(optimizer), {}).write(tmp_path / "state")
                 optimizer = OPTIMIZERS[name](model.parameters())
                 load_optimizer(optimizer, files.read_state(tmp_path / "state")[0])
         return model.weight.detach()

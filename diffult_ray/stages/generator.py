@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffult_ray import files
+from diffult_ray.snapshot import Snapshot
 from diffult_ray.stages import Order, feed
 from diffult_ray.stages.classifier import Recorder
 from diffult_ray.stages.training import (
@@ -104,7 +105,7 @@ def _loop(run: Run, payload: Mapping[str, Any]) -> None:
         at_point = recorder.add(step + 1, loss, run.average)
         if run.is_first and step + 1 in outs:
             state = {"step": step + 1, "history": recorder.rows}
-            files.write_state(Path(outs[step + 1]) / STATE, _tensors(model, ema, optimizer), state)
+            Snapshot().take(_tensors(model, ema, optimizer), state).write(Path(outs[step + 1]) / STATE)
             _write(Path(outs[step + 1]), step + 1, model, ema, config, split, recorder.rows, first)
             run.site.publish_soon(outs[step + 1])
         if at_point:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from diffult_ray import files
 from diffult_ray.allotment import ALONE, Allotment
 from diffult_ray.footprint import Footprint
+from diffult_ray.snapshot import Snapshot
 from diffult_ray.stages import SHARED, Site, held
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ class Run:
     site: Site = SHARED
     _saved: float = field(default_factory=time.monotonic)
     _writing: Future[None] | None = None
+    _copy: Snapshot = field(default_factory=Snapshot)
     _asked: float = 0.0
     _going: frozenset[str] = frozenset()
     _told: float = 0.0
@@ -142,11 +144,12 @@ class Run:
         if not self.is_first:
             self.report(None)
         else:
-            copy = files.packed(tensors, numbers)
+            self.settle()
+            copy = self._copy.take(tensors, numbers)
 
             def write(folder: Path) -> None:
                 self.site.settle()  # what was written before the checkpoint is not written again after it
-                files.write_packed(folder / STATE, copy)
+                copy.write(folder / STATE)
 
             self._writing = self.report(write)
         self._saved = time.monotonic()
