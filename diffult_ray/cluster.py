@@ -22,8 +22,9 @@ from diffult_ray.fleet import UNITS, Fleet
 from diffult_ray.plan import Plan
 
 QUIET = {
-    # Train polls its workers at this interval, and every report waits for the next poll.
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    # At this interval Train asks its workers how they are, and the end of a training waits for it. At 0.2 its
+    # controller takes 0.9% of two cores, at 1 0.4%.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
     # How soon the workers of a node that is about to go are told.
     "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
     # Elastic workers are counted before their places are known to be free: count again soon.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import re
@@ -20,23 +19,28 @@ AT_ONCE = 64 << 20  # bytes
 
 
 @contextmanager
-def _whole(path: str | Path) -> Iterator[Path]:
-    """A temporary path that becomes `path`, in whose folder it is, once it is written."""
+def _whole(path: str | Path, *, lasting: bool = True) -> Iterator[Path]:
+    """A temporary path that becomes `path`, in whose folder it is, once it is written.
+
+    Args:
+        lasting: whether it has to outlive the machine, for which the disk is waited for.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
+        if lasting:
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def write_bytes(path: str | Path, content: bytes) -> None:
+def write_bytes(path: str | Path, content: bytes, *, lasting: bool = True) -> None:
     """Write a file whole or not at all, creating its folder."""
-    with _whole(path) as temporary:
+    with _whole(path, lasting=lasting) as temporary:
         temporary.write_bytes(content)
 
 
@@ -59,9 +63,9 @@ def remove_empty(folders: Iterable[Path]) -> None:
             folder.rmdir()
 
 
-def write_json(path: str | Path, value: Any) -> None:
+def write_json(path: str | Path, value: Any, *, lasting: bool = True) -> None:
     """JSON with sorted keys, so that equal values are equal files."""
-    write_bytes(path, json.dumps(value, sort_keys=True, indent=1).encode())
+    write_bytes(path, json.dumps(value, sort_keys=True, indent=1).encode(), lasting=lasting)
 
 
 def read_json(path: str | Path) -> Any:
@@ -78,9 +82,7 @@ def write_pages(path: str | Path, pages: memoryview, size: int) -> None:
     with _whole(path) as temporary:
         try:
             _write(temporary, pages, getattr(os, "O_DIRECT", 0))
-        except OSError as error:
-            if error.errno != errno.EINVAL:
-                raise
+        except OSError:  # each file system has its own way to refuse that; anything else comes again
             _write(temporary, pages[:size], 0)
         os.truncate(temporary, size)
 

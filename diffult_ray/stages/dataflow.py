@@ -152,7 +152,7 @@ def matrix(column: pa.ChunkedArray) -> np.ndarray:
 
 
 def tell(order: Order, done: int, total: int) -> None:
-    files.write_json(order.work / "progress.json", {"done": done, "total": total})
+    files.write_json(order.work / "progress.json", {"done": done, "total": total}, lasting=False)
     order.site.publish_soon(order.work / "progress.json")
 
 

@@ -172,7 +172,8 @@ class Run:
         if not self.is_first or (now - self._told < PROGRESS_SECONDS and done < total):
             return
         self._told = now
-        files.write_json(self.work / "progress.json", {"done": done, "total": total, **facts})
+        facts = {"done": done, "total": total, **facts}
+        files.write_json(self.work / "progress.json", facts, lasting=False)
         self.site.publish_soon(self.work / "progress.json")
 
 
