@@ -18,7 +18,7 @@ from diffult_ray.progress import Narrator
 from diffult_ray.stages.training import FINAL
 
 if TYPE_CHECKING:
-    from diffult_ray.store import Store
+    from diffult_ray.store import Artifact, Store
 
 OnEnd = Callable[[Trial, str | None], None]
 
@@ -229,6 +229,7 @@ class Watcher(tune.Callback):
         self.table, self.store, self.narrator, self.on_end = table, store, narrator, on_end
         self.at_once = at_once
         self.left, self.start = set(table), time.monotonic()
+        self._first: tuple[float, int] | None = None  # when those that ran first had ended, and how many
 
     def __getstate__(self) -> dict[str, Any]:
         # Tune pickles its callbacks into the experiment's state, from which nothing is ever restored.
@@ -255,11 +256,23 @@ class Watcher(tune.Callback):
         if artifact is None and error is None:
             error = "ended without a metric"
         self.on_end(self.table[key], error)
-        done, now = len(self.table) - len(self.left), time.monotonic()
-        if done == 1 and artifact is not None:  # without the start of Tune and of the first processes
-            self.start = max(self.start, now - artifact.seconds)
-        near = max(done, min(self.at_once(), len(self.table)))  # when the first ends, so do those beside it
-        seconds = (now - self.start) * len(self.left) / near
+        seconds = self._seconds_left(artifact)
+        done = len(self.table) - len(self.left)
         result = f"FAILED, {error}" if error else f"accuracy {artifact.summary['accuracy']:.1f}%"
         title = self.table[key].title
         self.narrator.trial(f"trial {done}/{len(self.table)} {title}: {result}", seconds, failed=bool(error))
+
+    def _seconds_left(self, ended: Artifact | None) -> float:
+        """At the rate of the trials so far: at first by the training alone of the one that ended first, whose
+        process had to start, and later without those that ran first.
+        """
+        done, now = len(self.table) - len(self.left), time.monotonic()
+        together = max(1, min(self.at_once(), len(self.table)))
+        if done == 1 and ended is not None:
+            self.start = max(self.start, now - (ended.summary.get("train_seconds") or ended.seconds))
+        if done >= together and self._first is None:
+            self._first = now, done
+        if self._first is not None and done >= 2 * self._first[1]:
+            since, before = self._first
+            return (now - since) * len(self.left) / (done - before)
+        return (now - self.start) * len(self.left) / max(done, together)  # those beside the first end with it

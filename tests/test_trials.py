@@ -62,11 +62,26 @@ def test_a_trial_that_tune_never_told_of_has_failed(plan, tmp_path):
 
 
 @pytest.mark.parametrize("at_once", [1, 2])
-def test_the_time_left_after_the_first_trial_is_without_the_start_of_tune(plan, tmp_path, at_once):
+def test_the_time_left_after_the_first_trial_is_without_the_start_of_its_process(plan, tmp_path, at_once):
     watch, _, said, store = watcher(plan, tmp_path, at_once)
     first, others = plan.trials[0], len(plan.trials) - 1
-    files.write_json(store.folder(first.stage) / "summary.json", {"accuracy": 50.0})
-    store.commit(first.stage, seconds=20.0)
+    summary = {"accuracy": 50.0, "train_seconds": 20.0}
+    files.write_json(store.folder(first.stage) / "summary.json", summary)
+    store.commit(first.stage, seconds=26.0)
     watch.start -= 1000
     watch.on_trial_complete(1, [], ended(first, last_result={}))
     assert f"accuracy 50.0%, about {clock(20.0 * others / at_once)} left" in said.getvalue()
+
+
+def test_the_time_left_after_more_trials_is_without_those_that_ran_first(plan, tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("diffult_ray.trials.time", SimpleNamespace(monotonic=lambda: now[0]))
+    watch, _, said, store = watcher(plan, tmp_path, at_once=2)
+    for trial, at in zip(plan.trials, [100.0, 100.0, 110.0, 110.0], strict=False):
+        now[0] = at
+        files.write_json(store.folder(trial.stage) / "summary.json", {"accuracy": 50.0})
+        store.commit(trial.stage, seconds=50.0)
+        watch.on_trial_complete(1, [], ended(trial, last_result={}))
+    told = said.getvalue().splitlines()
+    assert told[1].endswith(f"about {clock(25.0 * (len(plan.trials) - 2))} left")
+    assert told[3].endswith(f"about {clock(5.0 * (len(plan.trials) - 4))} left")
