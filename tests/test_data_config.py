@@ -44,6 +44,7 @@ def test_defaults_of_the_set(values, profile, most):
     ({**FOLDER, "group_pattern": "(abc"}, "with a capture group"),
     ({"name": "cifar10", "root": "/d", "test_per_class": 5}, "cifar10 has its own"),
     ({**FOLDER, "root": "s3://bucket/x"}, "a URI is for parquet"),
+    ({**FOLDER, "name": "parquet", "root": "s3://me:secret@bucket/x"}, "so it holds no secret"),
     ({"name": "imagenet"}, "Input should be 'digits'"),
     ({"channels": 2}, "Input should be 1 or 3"),
     ({"profile": "zipf"}, "Input should be 'exp'"),
@@ -59,6 +60,14 @@ def test_a_mistake_is_one_line():
     with pytest.raises(BadInput, match="dataset.root: is needed for cifar100") as refused:
         config.load("digits", ["dataset.name=cifar100"])
     assert "\n" not in str(refused.value)
+
+
+def test_a_secret_in_a_uri_is_refused_and_not_told():
+    overrides = ["dataset.name=parquet", "dataset.image_size=8", "dataset.root=s3://me:Zx9/q@bucket/x"]
+    with pytest.raises(BadInput, match="is kept with every result") as refused:
+        config.load("digits", overrides)
+    assert "override dataset.root=s3://me:...@bucket/x: is" in str(refused.value)
+    assert "Zx9" not in str(refused.value)
 
 
 def test_nested_keys_can_be_overridden():
