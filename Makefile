@@ -22,6 +22,7 @@ demo: setup
 	$(BIN)/python -m diffult_ray.sweep digits
 
 test: setup lint
+	$(BIN)/python -m pytest --doctest-modules diffult_ray
 	$(BIN)/python -m pytest -m "not slow and not faults and not cluster and not autoscaling and not gpu"
 
 # Over half an hour on two cores.

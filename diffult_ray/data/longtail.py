@@ -41,7 +41,7 @@ def pareto_counts(max_per_class: int, imbalance_factor: float, num_classes: int)
     distribution of this power; the deterministic curve between two ends is ours.
 
     >>> pareto_counts(1280, 256, 5)
-    [1280, 175, 37, 12, 5]
+    [1280, 185, 43, 13, 5]
     """
     if num_classes == 1:
         return [max_per_class]
