@@ -49,4 +49,5 @@ INLINE int take(struct share *shares, size_t threads, size_t own, size_t *whose,
     struct share part##_shares[threads];                                                                               \
     divide(part##_shares, threads, count);                                                                             \
     PRAGMA(omp parallel num_threads(threads))                                                                          \
-    for (size_t own = omp_get_thread_num(), whose = own, part; take(part##_shares, threads, own, &whose, &part);)
+    for (size_t part##_own = omp_get_thread_num(), part##_whose = part##_own, part;                                    \
+         take(part##_shares, threads, part##_own, &part##_whose, &part);)

@@ -128,7 +128,7 @@ void silu_of_group_norm_backward(
 {
     size_t each = channels / groups;
     EACH (k, n, (size_t)omp_get_max_threads()) {
-        const float *from = x + k * pixels * channels, *above = grad + k * pixels * channels;
+        const float *from = x + k * pixels * channels, *upstream = grad + k * pixels * channels;
         const float *centre = mean + k * groups, *rate = inverse + k * groups;
         float *to = for_x + k * pixels * channels, *by_weight = for_weight + k * channels;
         float *by_bias = for_bias + k * channels;
@@ -141,7 +141,7 @@ void silu_of_group_norm_backward(
         for (size_t p = 0; p < pixels; p++)
             for (size_t c = 0; c < channels; c += LANES) {
                 lanes v = at(from + p * channels + c), z = v * at(scale + c) + at(shift + c), s = sigmoid(z);
-                lanes d = at(above + p * channels + c) * s * (1 + z * (1 - s));
+                lanes d = at(upstream + p * channels + c) * s * (1 + z * (1 - s));
                 if (words)
                     d = times(d, words[((k * pixels + p) * channels + c) / LANES], by);
                 put(to + p * channels + c, d);
