@@ -133,7 +133,7 @@ def claims(data: ReportData) -> Iterator[Claim]:
     """FID and IS against accuracy, one for each quality network: their scales are not one scale."""
     done = data.results[(data.results["status"] == "done") & (data.results["method"] == METHOD)]
     for measure in QUALITY:
-        known = done[[finite(v) is not None for v in done[measure]]]
+        known = done[done[measure].map(finite).notna()]
         for rows in summary.points_of(known, ["quality_network"]):
             network = summary.plain(rows.iloc[0]["quality_network"]) or "unknown"
             fixed, points = generator_points(data, measure, rows)

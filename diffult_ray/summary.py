@@ -28,7 +28,10 @@ METHOD = "diffult"  # what is selected; every other method is a baseline
 
 @dataclass
 class ReportData:
-    """All that a report shows. `gallery`: class -> 'real' or a band -> [n, H, W] or [n, H, W, 3] uint8."""
+    """All that a report shows. `results` stays as it is once a cell was asked for.
+
+    `gallery`: class -> 'real' or a band -> [n, H, W] or [n, H, W, 3] uint8.
+    """
 
     name: str
     description: str
@@ -52,6 +55,15 @@ class ReportData:
     @property
     def selection_column(self) -> str:
         return "validation_accuracy" if self.select == "validation" else "accuracy"
+
+    @cached_property
+    def _cells(self) -> tuple[Cell, ...]:
+        found = []
+        for name, trials in self.results.groupby("cell", sort=False):
+            first = trials.iloc[0]
+            values = {k: plain(first[k]) for k in self.keys}
+            found.append(Cell(str(name), str(first["method"]), values, trials))
+        return tuple(sorted(found, key=lambda c: c.method == METHOD))
 
 
 # --- estimates --------------------------------------------------------------------------------
@@ -110,6 +122,7 @@ class Cell:
     method: str
     values: Mapping[str, Any]  # searched key -> value, None where the method does not use it
     trials: pd.DataFrame
+    _estimates: dict[str, Estimate] = field(default_factory=dict, repr=False)  # by column
 
     @cached_property
     def name(self) -> str:
@@ -126,9 +139,11 @@ class Cell:
 
     def over_seeds(self, column: str) -> Estimate:
         """Of a column of the finished trials; of one that tells of a generator or pool, each counts once."""
-        if column not in self.done:
-            return estimate(())  # an older table lacks the newer measures
-        return estimate(_each_once(self.done, OWNERS.get(column))[column])
+        if column not in self._estimates:
+            known = column in self.done  # an older table lacks the newer measures
+            rows = _each_once(self.done, OWNERS.get(column)) if known else {column: ()}
+            self._estimates[column] = estimate(rows[column])
+        return self._estimates[column]
 
     @property
     def networks(self) -> tuple[str, ...]:
@@ -165,12 +180,7 @@ def _each_once(rows: pd.DataFrame, owner: str | None) -> pd.DataFrame:
 
 def cells(data: ReportData) -> list[Cell]:
     """Baselines first, then DiffuLT's, each in the order of the sweep."""
-    found = []
-    for name, trials in data.results.groupby("cell", sort=False):
-        first = trials.iloc[0]
-        values = {k: plain(first[k]) for k in data.keys}
-        found.append(Cell(str(name), str(first["method"]), values, trials))
-    return sorted(found, key=lambda c: c.method == METHOD)
+    return list(data._cells)
 
 
 def plain(value: Any) -> Any:
@@ -272,7 +282,8 @@ def like_with_like(
 
 
 def _identities(rows: pd.DataFrame, columns: Sequence[str]) -> list[str]:
-    return [repr([plain(row[k]) for k in columns]) for _, row in rows.iterrows()]
+    values = [[plain(v) for v in rows[k]] for k in columns]
+    return [repr([column[i] for column in values]) for i in range(len(rows))]
 
 
 def points_of(rows: pd.DataFrame, columns: Sequence[str]) -> list[pd.DataFrame]:
