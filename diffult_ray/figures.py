@@ -27,6 +27,7 @@ PREFERRED_PAIR = ("classifier.synthetic_weight", "filter.threshold")
 BANDS = ("real", "ID", "AID", "OOD")
 GALLERY_CLASSES = 20
 NAMED_CLASSES = 30  # more do not fit under an axis
+NUMBERED = 30, 20  # rows and columns of a heat map; of more, each some are named, and no number is written
 
 
 @dataclass(frozen=True)
@@ -186,14 +187,20 @@ def _heat_map(
     return Picture(
         name="heat_map",
         title=title,
-        caption="Mean test accuracy in % over seeds, their number in parentheses"
+        caption="Mean test accuracy in % over seeds"
+        + (", their number in parentheses" if max(_every(ticks)) == 1 else "")
         + (f", at {at}." if at else "."),
         alt=f"{title}. " + "; ".join(told),
         png=_png(
             lambda figure: _draw_heat_map(figure, grid, names, ticks),
-            (2.0 + 0.95 * len(axes[1]), 1.3 + 0.62 * len(axes[0])),
+            (2.0 + 0.95 * min(NUMBERED[1], len(axes[1])), 1.3 + 0.62 * min(NUMBERED[0], len(axes[0]))),
         ),
     )
+
+
+def _every(ticks: list[list[str]]) -> list[int]:
+    """Of rows and of columns, one of how many is named."""
+    return [math.ceil(len(values) / most) for values, most in zip(ticks, NUMBERED, strict=True)]
 
 
 def _grid(rows: pd.DataFrame, pair: Sequence[str], axes: list[list[float]]) -> list[list[Estimate]]:
@@ -209,11 +216,12 @@ def _draw_heat_map(
     means = np.array([[math.nan if e.mean is None else e.mean for e in row] for row in grid])
     axes = figure.subplots()
     image = axes.imshow(means, cmap="viridis", aspect="auto")
-    axes.set_yticks(range(len(ticks[0])), ticks[0])
-    axes.set_xticks(range(len(ticks[1])), ticks[1])
+    every = _every(ticks)
+    axes.set_yticks(range(0, len(ticks[0]), every[0]), ticks[0][:: every[0]])
+    axes.set_xticks(range(0, len(ticks[1]), every[1]), ticks[1][:: every[1]])
     axes.set_ylabel(names[0])
     axes.set_xlabel(names[1])
-    for i, j in np.argwhere(~np.isnan(means)):
+    for i, j in np.argwhere(~np.isnan(means)) if max(every) == 1 else ():
         ink = "black" if image.norm(means[i, j]) > 0.55 else "white"
         text = f"{means[i, j]:.1f} ({grid[i][j].n})"
         axes.text(j, i, text, ha="center", va="center", color=ink, fontsize=8)

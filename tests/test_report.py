@@ -3,6 +3,7 @@
 import io
 import math
 import re
+import struct
 import warnings
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -360,6 +361,19 @@ def test_any_two_numeric_keys_that_cross_make_a_heat_map():
     picture = heat_map(rows, keys)
     assert picture.title == "Accuracy over tau and steps"
     assert "at regulariser = none" in picture.caption
+
+
+def test_a_heat_map_of_many_cells_is_no_larger_than_one_of_few():
+    def size(rows, columns):
+        cells = [(w, t) for w in range(rows) for t in range(columns)]
+        trials = [trial(f"{w} {t}", **{WEIGHT: w, THRESHOLD: t}) for w, t in cells]
+        picture = heat_map(trials, [WEIGHT, THRESHOLD])
+        assert ("parentheses" in picture.caption) == (len(cells) <= 600)
+        assert len(re.findall("threshold", picture.alt)) > len(cells)
+        return struct.unpack(">2I", picture.png[16:24])
+
+    assert size(30, 20) == size(31, 61)
+    assert size(3, 4) < size(30, 20)
 
 
 def test_keys_that_move_together_or_stay_make_no_heat_map():
