@@ -53,7 +53,7 @@ gpu: setup
 
 # Ratios of two things measured in turns, about twenty minutes on two idle cores: docs/BENCHMARKS.md.
 # CIFAR=DIR adds those on the real CIFAR-100. GPU=1 takes those of a GPU instead.
-BENCHMARKS := unet classifier scoring kid precision bench_batches plan
+BENCHMARKS := unet classifier scoring kid precision bench_batches plan report
 ON_CIFAR := epochs scaling
 ON_GPU := --gpu --compile --graphs --threads 4
 
