@@ -1,6 +1,9 @@
 """The two ways in which a request can be refused, each with the exit code that the front door returns."""
 
+import re
 
+# Of a URI, up to its port or path: ://user, and what follows to the last @.
+PASSWORD = re.compile(r"(://[^\s:/@]*):(?!\d{1,5}(?:[/?#]|$))\S*@")
 UNTOLD = object()  # no value to tell; None is one, YAML's null
 
 
@@ -35,3 +38,9 @@ class DoesNotFit(Refused):
 def _short(value: object, limit: int = 200) -> str:
     text = "null" if value is None else repr(value)
     return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def masked(text: str) -> str:
+    """A text, such as a URI or a message that holds one, without the passwords in it."""
+    text = PASSWORD.sub(r"\1:***@", text)
+    return re.sub(r"(?i)(\w*(?:password|token|secret)\w*)=[^&\s]+", r"\1=***", text)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diffult_ray.errors import masked
 from diffult_ray.plan import Plan
 
 if TYPE_CHECKING:
@@ -167,8 +168,6 @@ def _numbers(values: Mapping[str, Any]) -> dict[str, int | float]:
 
 
 def _told(error: Exception) -> NotLogged:
-    from diffult_ray.tracking import masked
-
     told = NotLogged(masked(" ".join(f"{type(error).__name__}: {error}".split())))
     told.__cause__ = error
     return told

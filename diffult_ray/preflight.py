@@ -20,8 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffult_ray import probe
-from diffult_ray.errors import BadInput, DoesNotFit, Refused
-from diffult_ray.tracking import masked
+from diffult_ray.errors import BadInput, DoesNotFit, Refused, masked
 
 if TYPE_CHECKING:
     from diffult_ray.cluster import Capacity

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
-from diffult_ray.errors import BadInput
-from diffult_ray.tracking import masked, within
+from diffult_ray.errors import BadInput, masked
+from diffult_ray.tracking import within
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem

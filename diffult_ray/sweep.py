@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from diffult_ray import __version__, config, definition, files, foreseen, interruption, metrics, supervisor
 from diffult_ray.budget import OverBudget, Purse
 from diffult_ray.costs import Costs
-from diffult_ray.errors import BadInput, Refused
+from diffult_ray.errors import BadInput, Refused, masked
 from diffult_ray.plan import Plan, make_plan, text
 from diffult_ray.progress import Narrator
 from diffult_ray.store import Store, open_store
@@ -118,8 +118,6 @@ def _storage(arguments: argparse.Namespace) -> str:
 
 def _command(name: str | None, overrides: Sequence[str], arguments: argparse.Namespace) -> str:
     """As the report and MLflow show it: a password that was typed is not in it."""
-    from diffult_ray.tracking import masked
-
     words = ["python", "-m", "diffult_ray.sweep", *([name] if name else []), *overrides]
     if arguments.overlay:
         words += ["--overlay", arguments.overlay]
@@ -246,11 +244,9 @@ class Session:
 
     def _shown_uri(self) -> str | None:
         """As it may be written down: without a password, and the same on every machine."""
-        from diffult_ray import tracking
-
         uri = self._uri()
         if uri is None or self.plan.sweep.tracking.uri:
-            return None if uri is None else tracking.masked(uri)
+            return None if uri is None else masked(uri)
         return f"sqlite:///{self.store.shown(self._database)}"
 
     def _tracking_uri(self) -> str | None:

@@ -14,7 +14,6 @@ import logging
 import math
 import os
 import queue
-import re
 import shlex
 import sqlite3
 import ssl
@@ -32,7 +31,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from diffult_ray import files
 from diffult_ray.config import NAMED, variant
-from diffult_ray.errors import BadInput
+from diffult_ray.errors import BadInput, masked
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -88,12 +87,6 @@ def ui_command(uri: str) -> str:
     if uri.startswith("sqlite:"):
         return f"mlflow ui --backend-store-uri {shlex.quote(uri)} --host 127.0.0.1"
     return masked(uri)
-
-
-def masked(text: str) -> str:
-    """A text, such as a URI or a message that holds one, without the passwords in it."""
-    text = re.sub(r"(://[^\s:/@]*):(?!\d{1,5}(?:[/?#]|$))\S*@", r"\1:***@", text)
-    return re.sub(r"(?i)(\w*(?:password|token|secret)\w*)=[^&\s]+", r"\1=***", text)
 
 
 def _refusal(uri: str, rule: str, advice: str) -> BadInput:

@@ -66,7 +66,7 @@ def test_a_secret_in_a_uri_is_refused_and_not_told():
     overrides = ["dataset.name=parquet", "dataset.image_size=8", "dataset.root=s3://me:Zx9/q@bucket/x"]
     with pytest.raises(BadInput, match="is kept with every result") as refused:
         config.load("digits", overrides)
-    assert "override dataset.root=s3://me:...@bucket/x: is" in str(refused.value)
+    assert "override dataset.root=s3://me:***@bucket/x: is" in str(refused.value)
     assert "Zx9" not in str(refused.value)
 
 

@@ -23,7 +23,7 @@ import pytest
 import torch
 
 from diffult_ray import config, files, results, tracking
-from diffult_ray.errors import BadInput
+from diffult_ray.errors import BadInput, masked
 from diffult_ray.logbook import Logbook
 from diffult_ray.models import build_classifier
 from diffult_ray.plan import make_plan
@@ -242,7 +242,7 @@ def test_a_server_must_answer_as_mlflow_does(status, body, told):
     ],
 )
 def test_passwords_are_masked(text, shown):
-    assert tracking.masked(text) == shown
+    assert masked(text) == shown
 
 
 def test_the_ui_is_a_command_for_a_file_and_an_address_for_a_server():

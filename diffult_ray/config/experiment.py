@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from diffult_ray.config.section import Float, Int, Rule, Section, Seed, Threshold, without_secret
+from diffult_ray.config.section import Float, Int, Rule, Section, Seed, Threshold
+from diffult_ray.errors import PASSWORD, masked
 
 Method = Literal["diffult", "ce", "oversample", "reweight", "balanced_softmax", "ldam_drw", "mixup"]
 METHODS: tuple[str, ...] = get_args(Method)
@@ -81,7 +82,7 @@ class Dataset(Section):
         for broken, key, rule, advice in self._rules():
             if broken:
                 value = getattr(self, key.partition(".")[0])
-                shown = without_secret(value) if isinstance(value, str) else value
+                shown = masked(value) if isinstance(value, str) else value
                 raise Rule(rule, key, value=shown, advice=advice)
         return self
 
@@ -92,7 +93,7 @@ class Dataset(Section):
         pattern = self.group_pattern
         yield not embedded and not self.root, "root", f"is needed for {name}", "say where the data are"
         yield elsewhere and name != "parquet", "root", "is a mounted folder; a URI is for parquet", ""
-        yield (self.root is not None and self.root != without_secret(self.root), "root",
+        yield (elsewhere and PASSWORD.search(self.root) is not None, "root",
                "is kept with every result, so it holds no secret", "set it in the environment of Ray's nodes")
         yield (encoded and self.image_size is None, "image_size",
                f"is needed for {name}, whose images may have any size", "set it")

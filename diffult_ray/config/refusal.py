@@ -13,8 +13,8 @@ from pydantic import ValidationError
 
 from diffult_ray.config.experiment import Experiment
 from diffult_ray.config.keys import KEYS, SECTIONS, info_of, is_section, known_keys, nearest
-from diffult_ray.config.section import Rule, Section, without_secret
-from diffult_ray.errors import UNTOLD, BadInput
+from diffult_ray.config.section import Rule, Section
+from diffult_ray.errors import UNTOLD, BadInput, masked
 
 LIST_ITEM = re.compile(r"\.(\d+)(?=\.|$)")
 
@@ -33,7 +33,7 @@ class Source:
         for key in keys:
             for known in _with_parents(key):
                 if known in self.overrides:
-                    return f"override {without_secret(self.overrides[known])}"
+                    return f"override {masked(self.overrides[known])}"
                 if known in self.axes:
                     return self.place([self.axes[known]])
         file = next((self.origins[k] for k in _with_parents(keys[0]) if k in self.origins), self.file)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -25,17 +24,6 @@ class Rule(ValueError):
     def __init__(self, rule: str, *keys: str, value: object = UNTOLD, advice: str = "") -> None:
         super().__init__(rule)
         self.keys, self.value, self.advice = keys, value, advice
-
-
-def without_secret(text: str) -> str:
-    """A URI of the form scheme://user:secret@place, with dots for its secret.
-
-    >>> without_secret("s3://me:my/secret@bucket/path")
-    's3://me:...@bucket/path'
-    >>> without_secret("s3://host:9000/a@b")
-    's3://host:9000/a@b'
-    """
-    return re.sub(r"(\w://[^/:@\s]*:)(?!\d+/)[^@]+@", r"\1...@", text)
 
 
 def _no_bool(value: object) -> object:
