@@ -76,6 +76,10 @@ class Run:
 
         ids = [self.device.index] if self.device.type == "cuda" else None
         parallel = DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
+        if self.given.tuned and self.device.type == "cpu":
+            from diffult_ray.stages.shared_gradients import share_gradients
+
+            share_gradients(parallel)
         return compiled(parallel, self.given)
 
     def parts(self, wrapped: torch.nn.Module, n: int) -> Iterator[slice]:
