@@ -43,6 +43,7 @@ def _trained(rank: int, share: bool) -> list[torch.Tensor]:
     network = _network()
     if share:
         assert shared_gradients.share_gradients(network)
+        dist.barrier()  # until when the first rank has taken the name away
         assert not list(Path("/dev/shm").glob("diffult-gradients-*"))  # nothing outlives the processes
     optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
     rng = torch.Generator().manual_seed(rank)

@@ -327,7 +327,7 @@ class StageResources(Section):
     gpus: Float = Field(0.0, ge=0)  # a worker; a fraction shares a GPU between processes
     readers: Int = Field(1, ge=1)  # a worker: tasks that decode at a time, where the set is streamed
     keep_memory: bool = True  # freed memory stays with a worker: faster on CPUs, and larger
-    tuned: bool = True  # networks and their exchange are arranged for the device, the same but for rounding
+    tuned: bool = True  # networks, and how gradients are averaged, suit the device; the same but for rounding
     compile: bool = False  # networks go through torch.compile: for U-Nets on a GPU, not on CPUs
     graphs: bool = False  # and what it makes runs as CUDA graphs: for small networks, on a GPU
 

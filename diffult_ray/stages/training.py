@@ -76,7 +76,7 @@ class Run:
 
         ids = [self.device.index] if self.device.type == "cuda" else None
         parallel = DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
-        if self.given.tuned and self.device.type == "cpu":
+        if self.given.tuned:
             from diffult_ray.stages.shared_gradients import share_gradients
 
             share_gradients(parallel)
