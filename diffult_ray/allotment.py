@@ -15,7 +15,8 @@ class Allotment:
         gpus: 0 is the CPU; a fraction bounds the process's memory on the GPU.
         keep_memory: freed memory stays with the process.
         tuned: networks are arranged for the device; see `method.device.tuned`. Workers of one machine's CPUs
-            average their gradients in shared memory; see `stages.shared_gradients`.
+            average their gradients in shared memory (`stages.shared_gradients`) and hold the training's
+            state once (`stages.update`).
         compile: networks go through `torch.compile`.
         graphs: what it has compiled runs as CUDA graphs.
         accumulate: parts of a worker's batch that go through the network one after another.

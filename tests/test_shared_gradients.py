@@ -9,7 +9,8 @@ import torch.distributed as dist
 from torch.multiprocessing import spawn
 from torch.nn.parallel import DistributedDataParallel
 
-from diffult_ray.stages import shared_gradients
+from diffult_ray.stages import shared_memory
+from diffult_ray.stages.shared_gradients import share_gradients
 
 STEPS = 7
 
@@ -42,9 +43,9 @@ def _step(network: DistributedDataParallel, rng: torch.Generator) -> None:
 def _trained(rank: int, share: bool) -> list[torch.Tensor]:
     network = _network()
     if share:
-        assert shared_gradients.share_gradients(network)
+        assert share_gradients(network)
         dist.barrier()  # until when the first rank has taken the name away
-        assert not list(Path("/dev/shm").glob("diffult-gradients-*"))  # nothing outlives the processes
+        assert not list(Path("/dev/shm").glob("diffult-training-*"))  # nothing outlives the processes
     optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
     rng = torch.Generator().manual_seed(rank)
     for step in range(STEPS):
@@ -79,9 +80,9 @@ def test_the_same_weights_are_trained_on_every_rank(world, tmp_path):
 
 def _apart(rank: int, world: int, folder: Path, local: int, place: str) -> None:
     _join(rank, world, folder, local)
-    shared_gradients.PLACE = Path(place)
+    shared_memory.PLACE = Path(place)
     network = _network()
-    assert not shared_gradients.share_gradients(network)
+    assert not share_gradients(network)
     _step(network, torch.Generator().manual_seed(rank))  # goes on through gloo
     gradients = [torch.zeros_like(network.module[0].weight) for _ in range(world)]
     dist.all_gather(gradients, network.module[0].weight.grad)
@@ -101,7 +102,7 @@ def test_elsewhere_gloo_averages(local, place, tmp_path):
 def _die(rank: int, world: int, folder: Path) -> None:
     _join(rank, world, folder, local=world)
     network, rng = _network(), torch.Generator().manual_seed(rank)
-    assert shared_gradients.share_gradients(network)
+    assert share_gradients(network)
     _step(network, rng)
     if rank == 1:
         os._exit(9)

@@ -6,7 +6,7 @@ import ctypes
 import math
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -223,26 +223,44 @@ def _is_narrow(model: torch.nn.Module) -> bool:
     return all(m.out_channels <= FEW_CHANNELS for m in model.modules() if isinstance(m, torch.nn.Conv2d))
 
 
-def clip(parameters: Sequence[torch.nn.Parameter], most: float) -> None:
+def clip(
+    parameters: Sequence[torch.nn.Parameter],
+    most: float,
+    over: Callable[[torch.Tensor], torch.Tensor] = lambda norm: norm,
+) -> None:
     """`torch.nn.utils.clip_grad_norm_`, which on a CPU multiplies by no 1 where the norm is below `most`.
 
     On a GPU to know that would be to wait for it.
+
+    Args:
+        over: what the norm of these is to be: where they are a part, that of all.
     """
-    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None], foreach=True)
+    of = [p.grad for p in parameters if p.grad is not None]
+    norm = over(torch.nn.utils.get_total_norm(of, foreach=True))
     if norm.device.type == "cpu" and norm + 1e-6 <= most:
         return
     torch.nn.utils.clip_grads_with_norm_(parameters, most, norm, foreach=True)
 
 
-def averaged(average: Any, parameters: Sequence[torch.nn.Parameter], given: Allotment) -> None:
-    """One step of diffusers' `EMAModel`, whose shadows move towards the parameters in a single pass."""
+def averaged(
+    average: Any,
+    parameters: Sequence[torch.nn.Parameter],
+    given: Allotment,
+    shadows: Sequence[torch.Tensor] | None = None,
+) -> None:
+    """One step of diffusers' `EMAModel`, whose shadows move towards the parameters in a single pass.
+
+    Args:
+        shadows: those of the parameters, where these are a part; only `tuned`.
+    """
     if not given.tuned:
         average.step(parameters)
         return
     average.optimization_step += 1
     average.cur_decay_value = average.get_decay(average.optimization_step)
+    shadows = average.shadow_params if shadows is None else shadows
     with torch.no_grad():
-        torch._foreach_lerp_(average.shadow_params, parameters, 1 - average.cur_decay_value)
+        torch._foreach_lerp_(shadows, parameters, 1 - average.cur_decay_value)
 
 
 def _attends(unet: torch.nn.Module) -> int:

@@ -54,8 +54,9 @@ def _loop(run: Run, payload: Mapping[str, Any]) -> None:
 
     from diffult_ray.data import load_split
     from diffult_ray.data.batches import augment, draw, generator, share
-    from diffult_ray.method.device import autocast, averaged, clip, placed
+    from diffult_ray.method.device import autocast, placed
     from diffult_ray.seeds import stream
+    from diffult_ray.stages.update import Update
 
     config, seed = payload["config"], payload["config"]["seed"]
     split = load_split(payload["inputs"]["split"])
@@ -65,7 +66,8 @@ def _loop(run: Run, payload: Mapping[str, Any]) -> None:
     ema = _ema(model, config)
     optimizer = torch.optim.Adam(parameters, lr=config["learning_rate"], fused=True)
     first, history = _restore(run, payload["inputs"].get("start"), model, ema, optimizer)
-    wrapped = run.distribute(model)
+    update = Update(parameters, optimizer, ema, most=config["gradient_clip"], given=run.given)
+    wrapped = run.distribute(model, update)
     pictures, classes = _learnt(config, split)
     labels = classes.to(run.device)
     objective = _objective(payload, split, labels)
@@ -99,15 +101,15 @@ def _loop(run: Run, payload: Mapping[str, Any]) -> None:
             part = losses.sum() * run.world / batch
             part.backward()
             loss = loss + part.detach()
-        clip(parameters, config["gradient_clip"])
-        optimizer.step()
-        averaged(ema, parameters, run.given)
+        update.step()
         at_point = recorder.add(step + 1, loss, run.average)
         if run.is_first and step + 1 in outs:
             state = {"step": step + 1, "history": recorder.rows}
             Snapshot().take(_tensors(model, ema, optimizer), state).write(Path(outs[step + 1]) / STATE)
             _write(Path(outs[step + 1]), step + 1, model, ema, config, split, recorder.rows, first)
             run.site.publish_soon(outs[step + 1])
+        if step + 1 in outs:
+            update.wait()  # the averaged weights were in the parameters' place
         if at_point:
             run.tell(step + 1, total, loss=recorder.last)
             # After the writing: a run that goes on from here does not pass this step again.

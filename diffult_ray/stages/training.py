@@ -22,6 +22,8 @@ from diffult_ray.stages import SHARED, Site, held
 if TYPE_CHECKING:
     import torch
 
+    from diffult_ray.stages.update import Update
+
 CHECKPOINT_SECONDS = 30.0  # at most this much training is lost to an interruption
 DRAINING_SECONDS = 5.0  # the same, on a node that is about to go
 NOTICE_SECONDS = 1.0  # between two questions whether one is
@@ -66,20 +68,26 @@ class Run:
     def is_first(self) -> bool:
         return self.rank == 0
 
-    def distribute(self, model: torch.nn.Module) -> torch.nn.Module:
-        """DDP when several workers train, else the model itself; compiled where that was asked for."""
+    def distribute(self, model: torch.nn.Module, update: Update | None = None) -> torch.nn.Module:
+        """DDP when several workers train, else the model itself; compiled where that was asked for.
+
+        Args:
+            update: of the model's parameters, which ranks of one machine share if they can.
+        """
         from diffult_ray.method.device import compiled
 
         if self.world == 1:
             return compiled(model, self.given)
         from torch.nn.parallel import DistributedDataParallel
 
+        if self.given.tuned and update is not None:
+            update.share()
         ids = [self.device.index] if self.device.type == "cuda" else None
         parallel = DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
         if self.given.tuned:
             from diffult_ray.stages.shared_gradients import share_gradients
 
-            share_gradients(parallel)
+            share_gradients(parallel, update and update.owners)
         return compiled(parallel, self.given)
 
     def parts(self, wrapped: torch.nn.Module, n: int) -> Iterator[slice]:
