@@ -232,7 +232,10 @@ def _draw_heat_map(
 
 
 def per_class(data: ReportData) -> Picture | None:
-    """Each class's accuracy, of the baseline and of the selected cell, over its number of images."""
+    """Each class's accuracy, of the baseline and of the selected cell, over its number of images.
+
+    Between them the generator's FID of the class, where there are images enough for one.
+    """
     cell = summary.chosen(data)
     shown = [c for c in (summary.reference_of(cell, data), cell) if c is not None]
     lines = [(c.name, c.per_class(len(data.class_names))) for c in shown]
@@ -241,24 +244,39 @@ def per_class(data: ReportData) -> Picture | None:
         return None
     order = np.argsort(-np.array(data.class_counts), kind="stable")
     named = " and ".join(name for name, _ in lines)
+    caption = f"Mean test accuracy over seeds of {named}; below, the training images of each class."
+    fids = shown[-1].per_class(len(data.class_names), "per_class_fid")
+    drawn, height = None, 4.4
+    if not np.isnan(fids).all():
+        drawn, height = fids, 5.8
+        network = " and ".join(shown[-1].networks)
+        caption += f" Between them, the FID of each class's generated images, by the {network} network."
     return Picture(
         name="per_class",
         title="Accuracy by class",
-        caption=f"Mean test accuracy over seeds of {named}; below, the training images of each class.",
-        alt="Accuracy by class. " + "; ".join(_told(data, lines, c) for c in order),
-        png=_png(lambda figure: _draw_classes(figure, data, lines, order), (7.2, 4.4)),
+        caption=caption,
+        alt="Accuracy by class. " + "; ".join(_told(data, lines, drawn, c) for c in order),
+        png=_png(lambda figure: _draw_classes(figure, data, lines, drawn, order), (7.2, height)),
     )
 
 
-def _told(data: ReportData, lines: Sequence[tuple[str, np.ndarray]], c: int) -> str:
+def _told(
+    data: ReportData, lines: Sequence[tuple[str, np.ndarray]], fids: np.ndarray | None, c: int
+) -> str:
     measured = ", ".join(f"{name} {number(values[c])} %" for name, values in lines)
-    return f"{data.class_names[c]} ({data.class_counts[c]} images): {measured}"
+    fid = "" if fids is None else f", FID {number(fids[c], 2)}"
+    return f"{data.class_names[c]} ({data.class_counts[c]} images): {measured}{fid}"
 
 
 def _draw_classes(
-    figure: Figure, data: ReportData, lines: Sequence[tuple[str, np.ndarray]], order: np.ndarray
+    figure: Figure,
+    data: ReportData,
+    lines: Sequence[tuple[str, np.ndarray]],
+    fids: np.ndarray | None,
+    order: np.ndarray,
 ) -> None:
-    top, bottom = figure.subplots(2, sharex=True, height_ratios=(2, 1))
+    ratios = (2, 1) if fids is None else (2, 1, 1)
+    top, *between, bottom = figure.subplots(len(ratios), sharex=True, height_ratios=ratios)
     places, size = np.arange(len(order)), 6.0 if len(order) <= NAMED_CLASSES else 2.5
     for name, values in lines:
         ours = name == METHOD
@@ -266,6 +284,10 @@ def _draw_classes(
         _frame(top).plot(places, values[order], marker, color=color, markersize=size, label=name)
     top.set_ylabel("test accuracy, %")
     top.legend(loc="lower left", frameon=True, framealpha=0.9)
+    for axes in between:
+        _frame(axes).plot(places, fids[order], "o", color=BLUE, markersize=size)
+        axes.set_ylim(bottom=0)
+        axes.set_ylabel("FID")
     counts = np.array(data.class_counts)[order]
     _frame(bottom).bar(places, counts, color="#c9c9c9")
     bottom.set_yscale("log")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["ReportData", "print_table", "selected", "write"]
 
 LOG_WIDTH = 100  # columns of a job log, which says nothing of its width
+CELLS_SHOWN = 40  # on the console; the page has all
 ERRORS_SHOWN, ERROR_LENGTH = 8, 300
 UNKNOWN = "-"
 
@@ -152,7 +154,8 @@ class Layout:
 
 def _table_lines(data: ReportData, width: int) -> Iterator[tuple[str, str]]:
     """(line, style), in the roomiest layout that fits."""
-    found, marked = summary.cells(data), selected(data)
+    everything, marked = summary.cells(data), selected(data)
+    found = _foremost(data, everything)
     for layout in _layouts(data, found):
         if layout.width <= width:
             break
@@ -161,7 +164,22 @@ def _table_lines(data: ReportData, width: int) -> Iterator[tuple[str, str]]:
     for cell, line in zip(found, layout.rows, strict=True):
         yield line, "bold green" if cell.id == marked else ""
     yield from ((line, "") for line in layout.legend)
+    if len(found) < len(everything):
+        more = _count(len(everything) - len(found), "cell")
+        yield f"and {more} of lower or no mean {data.select} accuracy, in the report", "dim"
     yield "", ""
+
+
+def _foremost(data: ReportData, found: Sequence[Cell]) -> list[Cell]:
+    """All, in their order, or of many the selected one, the baselines and the highest means."""
+    marked = selected(data)
+
+    def rank(cell: Cell) -> tuple[bool, bool, float]:
+        mean = cell.mean(data.selection_column)
+        return cell.id != marked, cell.method == METHOD, math.inf if mean is None else -mean
+
+    kept = {cell.id for cell in sorted(found, key=rank)[:CELLS_SHOWN]}
+    return [cell for cell in found if cell.id in kept]
 
 
 def _layouts(data: ReportData, found: Sequence[Cell]) -> Iterator[Layout]:

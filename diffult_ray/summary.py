@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 # What a measure tells of, where that is not the trial: the column that names it.
 OWNERS = {
-    **dict.fromkeys(("fid", "inception_score", "kid", "precision", "recall", "fid_images"), "generator"),
+    **dict.fromkeys(
+        ("fid", "inception_score", "kid", "precision", "recall", "fid_images", "per_class_fid"), "generator"
+    ),
     **dict.fromkeys(("p_id", "p_aid", "p_ood", "memorised", "memorised_expected"), "pool"),
     **dict.fromkeys(("generated", "kept"), "pool"),
 }
@@ -162,9 +164,10 @@ class Cell:
         means = {seed: estimate(values).mean for seed, values in found.items()}
         return {seed: mean for seed, mean in means.items() if mean is not None}
 
-    def per_class(self, num_classes: int) -> np.ndarray:
-        """[C] mean accuracy of each class, NaN where it is not known."""
-        rows = [np.asarray(r, dtype=float) for r in self.done["per_class_accuracy"] if r is not None]
+    def per_class(self, num_classes: int, column: str = "per_class_accuracy") -> np.ndarray:
+        """[C] mean of each class, NaN where it is not known."""
+        listed = _each_once(self.done, OWNERS.get(column)).get(column, ())
+        rows = [np.asarray(r, dtype=float) for r in listed if r is not None]
         rows = [r for r in rows if r.shape == (num_classes,)]
         columns = np.stack(rows, axis=1) if rows else np.empty((num_classes, 0))
         means = [estimate(column).mean for column in columns]

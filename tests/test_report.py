@@ -383,6 +383,23 @@ def test_keys_that_move_together_or_stay_make_no_heat_map():
     assert heat_map(constant, [WEIGHT, THRESHOLD]) is None
 
 
+def test_of_many_cells_the_console_has_the_selected_one_the_baselines_and_the_best():
+    rows = cell_of("ce", [10.0, 11.0], method="ce")
+    for place in range(60):
+        rows += cell_of(f"c{place}", [50.0 + place] * 2, **{WEIGHT: float(place)})
+    rows += cell_of("lucky", [200.0], **{WEIGHT: 99.0})  # of one seed only: it does not compete
+    rows += [trial("lost", 0, status="failed", error="boom", **{WEIGHT: 77.0})]
+    text = printed(make(rows))
+    table = text.split("\n\n")[0]
+    shown = [line for line in table.splitlines() if re.search(r"\(\d\)", line)]
+    assert len(shown) == 40
+    assert shown[0].split()[0] == "ce"
+    assert [line.split()[2] for line in shown if line.startswith("*")] == ["59"]
+    weights = [line.replace("*", " ").split()[1] for line in shown[1:]]
+    assert weights == [str(w) for w in range(22, 60)] + ["99"]  # in the order of the sweep
+    assert "and 23 cells of lower or no mean validation accuracy, in the report" in text
+
+
 # --- per-class accuracy -----------------------------------------------------------------------
 
 
@@ -394,6 +411,19 @@ def test_per_class_accuracy_is_of_ce_and_the_selected_cell():
     assert "a (100 images): ce 100.0 %, diffult 95.0 %" in picture.alt
     assert "b (5 images): ce 1.5 %, diffult - %" in picture.alt
     assert "oversample" not in picture.alt
+    assert "FID" not in picture.alt + picture.caption
+
+
+def test_a_class_has_the_fid_of_its_generated_images_each_generator_once():
+    measured = {"per_class_accuracy": [95.0, 90.0], "quality_network": "reference"}
+    rows = [trial("ce", 0, 50.0, "ce", per_class_accuracy=[100.0, 0.0])]
+    for seed, generator, fid in ((0, "g", 4.0), (1, "g", 4.0), (2, "h", 7.0)):
+        known = {"generator": generator, "per_class_fid": [fid, None]}
+        rows.append(trial("a", seed, 90.0, **known, **measured))
+    picture = figures.per_class(make(rows))
+    assert "a (100 images): ce 100.0 %, diffult 95.0 %, FID 5.50" in picture.alt
+    assert "b (5 images): ce 0.0 %, diffult 90.0 %, FID -" in picture.alt
+    assert "by the reference network" in picture.caption
 
 
 # --- the page ---------------------------------------------------------------------------------
