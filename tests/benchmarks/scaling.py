@@ -1,11 +1,12 @@
 """Two workers against one, of one thread each: training of the generator, and generation.
 
     python tests/benchmarks/scaling.py --root DIR [--repeats 3] [--only training|generation] [--batch 64]
-        [--paper --steps 30]
+        [--paper --steps 84]
 
 CIFAR100-LT (imbalance factor 100) in DIR, a U-Net of 64-128-128 channels (`--paper`: the paper's, of 35.7 M
-parameters), 112 steps of batch 64, or as many images in larger batches, or `--steps`; 984 images, in eight
-blocks of 128 or fewer (of nine, one worker would have five), by DPM-Solver++ of 5 steps with guidance.
+parameters; in 84 steps its first checkpoint lies before the images that count), 112 steps of batch 64, or as
+many images in larger batches, or `--steps`; 984 images, in eight blocks of 128 or fewer (of nine, one worker
+would have five), by DPM-Solver++ of 5 steps with guidance.
 The whole stages on Ray, by turns; the rates are those of their loops, without the start of their processes.
 """
 
