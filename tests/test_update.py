@@ -91,10 +91,12 @@ def test_weights_moments_and_average_are_those_of_ranks_that_each_have_all(world
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(world)]
     first = ranks[0]["apart"]
     assert len(first) == 6 * 5  # parameters, average, and Adam's three of each
+    moment = torch.cat([v.flatten() for name, v in first.items() if name.endswith("exp_avg")])
+    assert (moment.norm() <= CLIPPED) == (most == CLIPPED)
     for found in ranks:
         assert found["owned"] == set(range(world))
         for name, value in first.items():
-            if world == 2 and most == UNCLIPPED:
+            if world == 2:
                 assert torch.equal(found["shared"][name], value), name
             torch.testing.assert_close(found["shared"][name], value, rtol=1e-4, atol=1e-5, msg=name)
             assert torch.equal(found["shared"][name], ranks[0]["shared"][name]), name

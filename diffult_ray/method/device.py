@@ -226,17 +226,20 @@ def _is_narrow(model: torch.nn.Module) -> bool:
 def clip(
     parameters: Sequence[torch.nn.Parameter],
     most: float,
-    over: Callable[[torch.Tensor], torch.Tensor] = lambda norm: norm,
+    whole: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> None:
     """`torch.nn.utils.clip_grad_norm_`, which on a CPU multiplies by no 1 where the norm is below `most`.
 
     On a GPU to know that would be to wait for it.
 
     Args:
-        over: what the norm of these is to be: where they are a part, that of all.
+        whole: where these are a part, the norm of each of their gradients to that of each of all.
     """
-    of = [p.grad for p in parameters if p.grad is not None]
-    norm = over(torch.nn.utils.get_total_norm(of, foreach=True))
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if whole is None:
+        norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
+    else:  # as torch has it
+        norm = torch.linalg.vector_norm(whole(torch.stack(torch._foreach_norm(gradients))))
     if norm.device.type == "cpu" and norm + 1e-6 <= most:
         return
     torch.nn.utils.clip_grads_with_norm_(parameters, most, norm, foreach=True)
