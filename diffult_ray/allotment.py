@@ -15,7 +15,7 @@ class Allotment:
         gpus: 0 is the CPU; a fraction bounds the process's memory on the GPU.
         keep_memory: freed memory stays with the process.
         tuned: networks are arranged for the device; see `method.device.tuned`. Workers of one machine's CPUs
-            average their gradients in shared memory (`stages.shared_gradients`) and hold the training's
+            average their gradients in shared memory (`stages.shared_gradients`) and hold a generator's
             state once (`stages.update`).
         compile: networks go through `torch.compile`.
         graphs: what it has compiled runs as CUDA graphs.

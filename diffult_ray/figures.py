@@ -245,18 +245,18 @@ def per_class(data: ReportData) -> Picture | None:
     order = np.argsort(-np.array(data.class_counts), kind="stable")
     named = " and ".join(name for name, _ in lines)
     caption = f"Mean test accuracy over seeds of {named}; below, the training images of each class."
-    fids = shown[-1].per_class(len(data.class_names), "per_class_fid")
-    drawn, height = None, 4.4
-    if not np.isnan(fids).all():
-        drawn, height = fids, 5.8
+    fids, height = shown[-1].per_class(len(data.class_names), "per_class_fid"), 5.8
+    if np.isnan(fids).all():
+        fids, height = None, 4.4
+    else:
         network = " and ".join(shown[-1].networks)
         caption += f" Between them, the FID of each class's generated images, by the {network} network."
     return Picture(
         name="per_class",
         title="Accuracy by class",
         caption=caption,
-        alt="Accuracy by class. " + "; ".join(_told(data, lines, drawn, c) for c in order),
-        png=_png(lambda figure: _draw_classes(figure, data, lines, drawn, order), (7.2, height)),
+        alt="Accuracy by class. " + "; ".join(_told(data, lines, fids, c) for c in order),
+        png=_png(lambda figure: _draw_classes(figure, data, lines, fids, order), (7.2, height)),
     )
 
 

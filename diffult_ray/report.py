@@ -118,7 +118,7 @@ def failures(data: ReportData) -> list[Failure]:
 
 
 def print_table(data: ReportData, console: Console) -> None:
-    """One line a cell, baselines first, the selected one marked; then the comparison and what failed.
+    """One line a cell, of many the foremost, the selected one marked; then the comparison and what failed.
 
     Lines fit the terminal, or 100 columns of a log; where the settings do not, they follow the table.
     """

@@ -11,20 +11,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from diffult_ray.stages import shared_memory
 from diffult_ray.stages.shared_gradients import share_gradients
+from tests.ranks import join, leave
 
 STEPS = 7
-
-
-def _join(rank: int, world: int, folder: Path, local: int) -> None:
-    torch.set_num_threads(1)
-    os.environ["LOCAL_WORLD_SIZE"] = str(local)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/ranks", rank=rank, world_size=world)
-
-
-def _leave() -> None:
-    """Together, and at once: torch may abort while it takes gloo down and a peer has gone."""
-    dist.barrier()
-    os._exit(0)
 
 
 def _network() -> DistributedDataParallel:
@@ -59,10 +48,10 @@ def _trained(rank: int, share: bool) -> list[torch.Tensor]:
 
 
 def _compare(rank: int, world: int, folder: Path) -> None:
-    _join(rank, world, folder, local=world)
+    join(rank, world, folder)
     state = {"gloo": _trained(rank, share=False), "shared": _trained(rank, share=True)}
     torch.save(state, folder / f"{rank}.pt")
-    _leave()
+    leave()
 
 
 @pytest.mark.parametrize("world", [2, 3])
@@ -79,7 +68,7 @@ def test_the_same_weights_are_trained_on_every_rank(world, tmp_path):
 
 
 def _apart(rank: int, world: int, folder: Path, local: int, place: str) -> None:
-    _join(rank, world, folder, local)
+    join(rank, world, folder, local)
     shared_memory.PLACE = Path(place)
     network = _network()
     assert not share_gradients(network)
@@ -87,7 +76,7 @@ def _apart(rank: int, world: int, folder: Path, local: int, place: str) -> None:
     gradients = [torch.zeros_like(network.module[0].weight) for _ in range(world)]
     dist.all_gather(gradients, network.module[0].weight.grad)
     assert torch.equal(*gradients)
-    _leave()
+    leave()
 
 
 @pytest.mark.parametrize(
@@ -100,7 +89,7 @@ def test_elsewhere_gloo_averages(local, place, tmp_path):
 
 
 def _die(rank: int, world: int, folder: Path) -> None:
-    _join(rank, world, folder, local=world)
+    join(rank, world, folder)
     network, rng = _network(), torch.Generator().manual_seed(rank)
     assert share_gradients(network)
     _step(network, rng)

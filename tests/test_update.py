@@ -1,6 +1,5 @@
 """Ranks that share the state of a training, each updating a part of it, train as those that each have all."""
 
-import os
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from diffult_ray.stages import shared_memory
 from diffult_ray.stages.shared_gradients import share_gradients
 from diffult_ray.stages.training import load_optimizer, optimizer_tensors
 from diffult_ray.stages.update import Update
+from tests.ranks import join, leave
 
 STEPS = 6
 UNCLIPPED, CLIPPED = 1e9, 1e-2
@@ -54,19 +54,8 @@ class Training:
         load_optimizer(self.optimizer, state)
 
 
-def _join(rank: int, world: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    os.environ["LOCAL_WORLD_SIZE"] = str(world)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/ranks", rank=rank, world_size=world)
-
-
-def _leave() -> None:
-    dist.barrier()
-    os._exit(0)
-
-
 def _train(rank: int, world: int, folder: Path, most: float) -> None:
-    _join(rank, world, folder)
+    join(rank, world, folder)
     apart, shared, resumed = Training(most), Training(most), Training(most)
     apart.go(rank, range(STEPS))
     assert shared.update.share()
@@ -81,7 +70,7 @@ def _train(rank: int, world: int, folder: Path, most: float) -> None:
     owned = {r for r in shared.update.owners.values()}
     held = sum(p.grad is not None for p in resumed.update.parameters)
     torch.save({**states, "owned": owned, "held": held}, folder / f"{rank}.pt")
-    _leave()
+    leave()
 
 
 @pytest.mark.parametrize("most", [UNCLIPPED, CLIPPED])
@@ -107,10 +96,11 @@ def test_weights_moments_and_average_are_those_of_ranks_that_each_have_all(world
 
 
 def _seen(rank: int, world: int, folder: Path) -> None:
-    _join(rank, world, folder)
+    join(rank, world, folder)
     training = Training(UNCLIPPED)
     assert training.update.share()
     before = training.network[0].weight.detach().clone()
+    training.update.wait()  # all have it
     if rank == 0:  # as it writes the averaged weights
         training.average.store(training.network.parameters())
         with torch.no_grad():
@@ -123,7 +113,7 @@ def _seen(rank: int, world: int, folder: Path) -> None:
     training.update.wait()
     assert training.network[2].bias[:world].tolist() == [7.0 + r for r in range(world)]
     assert not list(Path("/dev/shm").glob("diffult-training-*"))  # nothing outlives the processes
-    _leave()
+    leave()
 
 
 def test_what_one_rank_writes_the_others_have(tmp_path):
@@ -131,7 +121,7 @@ def test_what_one_rank_writes_the_others_have(tmp_path):
 
 
 def _alone(rank: int, world: int, folder: Path) -> None:
-    _join(rank, world, folder)
+    join(rank, world, folder)
     shared_memory.PLACE = Path("/proc/there/is/none")
     training = Training(UNCLIPPED)
     before = training.network[0].weight.detach().clone()
@@ -141,7 +131,7 @@ def _alone(rank: int, world: int, folder: Path) -> None:
     dist.all_gather(weights, training.network[0].weight.detach())
     assert torch.equal(*weights)
     assert not torch.equal(weights[0], before)
-    _leave()
+    leave()
 
 
 def test_without_memory_to_share_each_rank_has_all(tmp_path):
