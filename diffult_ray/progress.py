@@ -7,8 +7,9 @@ import threading
 import time
 from typing import TextIO
 
-INTERVAL = 10.0  # seconds between two lines about the same thing
-QUIET = 20.0  # between two that nothing is done yet
+INTERVAL = 10.0  # least seconds between two lines about the same thing
+QUIET = 20.0  # between two that nothing is done yet, or of trials of which none has ended
+LINES = 30  # what takes long says less often: each time a thirtieth of the time that it has taken
 
 
 class Narrator:
@@ -33,12 +34,12 @@ class Narrator:
 
     def waits(self, label: str, seconds: float) -> None:
         """That nothing is done yet of what was started so many seconds ago, at most once in a while."""
-        if label not in self._moved and seconds - self._waits.get(label, 0.0) >= QUIET:
+        if label not in self._moved and due(seconds, self._waits.get(label, 0.0), QUIET):
             self._waits[label] = seconds
             self.say(f"{label}: nothing done yet {clock(seconds)} after its start")
 
     def progress(self, label: str, done: int, total: int, detail: str = "") -> bool:
-        """How far something is, at most once an interval; the time left is by the rate seen so far.
+        """How far something is, now and then; the time left is by the rate seen so far.
 
         Returns:
             whether more is done than when this was called first.
@@ -48,7 +49,7 @@ class Narrator:
         if done <= before:
             return False
         self._moved.add(label)
-        if done >= total or now - self._told.get(label, began) < INTERVAL:
+        if done >= total or not due(now - began, self._told.get(label, began) - began, INTERVAL):
             return True
         self._told[label] = now
         left = (now - began) * (total - done) / (done - before)
@@ -59,6 +60,18 @@ class Narrator:
     def trial(self, text: str, left: float, *, failed: bool) -> None:
         """A trial that has ended, with the time left for the others."""
         self.say(text if failed or left < 1 else f"{text}, about {clock(left)} left")
+
+
+def due(seconds: float, told: float, least: float) -> bool:
+    """Whether it is time for another line.
+
+    Args:
+        seconds: that it has taken, and `told` when the last line was, on the same clock.
+
+    >>> due(30, told=19, least=10), due(30, told=21, least=10), due(3600, told=3500, least=10)
+    (True, False, False)
+    """
+    return seconds - told >= max(least, seconds / LINES)
 
 
 def clock(seconds: float) -> str:

@@ -14,7 +14,7 @@ from diffult_ray.build import build_one, first_line
 from diffult_ray.cluster import Capacity
 from diffult_ray.placement import Watch, grown
 from diffult_ray.plan import Trial
-from diffult_ray.progress import Narrator
+from diffult_ray.progress import QUIET, Narrator, clock, due
 from diffult_ray.stages.training import FINAL
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ OnEnd = Callable[[Trial, str | None], None]
 # their own, and any share here would leave too little for the last of them.
 DRIVER_MEMORY = 256 * 2**20
 STEPS_A_LOOK = 50  # of Tune's, which take up to 0.1 s each
+LOOKED_AT = 16  # trials of which it is read how far they are: in a remote storage that takes time
+NAMED = 4  # of which each is told how far it is
 RETRIES = 1  # of a trial whose process died; it goes on from its checkpoint
 
 
@@ -115,6 +117,17 @@ def _trial(config: dict[str, Any], *, stages: dict[str, Any], store: Store) -> N
         tune.report({"error": first_line(error)})
     else:
         tune.report({"accuracy": artifact.summary["accuracy"]})
+
+
+def _percent(shares: Sequence[float]) -> str:
+    """
+    >>> _percent([0.1, 0.125]), _percent([0.1, 0.2, 0.2, 0.3, 0.4])
+    (' (10%, 12%)', ' (10% to 40%)')
+    """
+    told = [f"{int(100 * share)}%" for share in shares]
+    if len(told) > NAMED:
+        told = [f"{told[0]} to {told[-1]}"]
+    return f" ({', '.join(told)})" if told else ""
 
 
 # Tune pickles these two into the state of every trial, which it writes again and again: one that refers to
@@ -216,7 +229,7 @@ class Hopeless(tune.Stopper):
 
 
 class Watcher(tune.Callback):
-    """Lives in the driver and tells of every trial that ends.
+    """Lives in the driver and tells of every trial that ends, and now and then how far the others are.
 
     Args:
         at_once: how many trials run at a time.
@@ -230,10 +243,18 @@ class Watcher(tune.Callback):
         self.at_once = at_once
         self.left, self.start = set(table), time.monotonic()
         self._first: tuple[float, int] | None = None  # when those that ran first had ended, and how many
+        self._began = self._told = self.start
+        self._seen: dict[str, tuple[float, float]] = {}  # first look at a trial: when, how far
 
     def __getstate__(self) -> dict[str, Any]:
         # Tune pickles its callbacks into the experiment's state, from which nothing is ever restored.
         return {}
+
+    def on_step_begin(self, iteration, trials, **info) -> None:
+        now = time.monotonic()
+        if due(now - self._began, self._told - self._began, QUIET):
+            self._told = now
+            self._tell([_key(t) for t in trials if t.status == "RUNNING"])
 
     def on_trial_complete(self, iteration, trials, trial, **info) -> None:
         self._end(_key(trial), trial.last_result.get("error"))
@@ -252,6 +273,8 @@ class Watcher(tune.Callback):
         if key not in self.left:
             return
         self.left.remove(key)
+        self._seen.pop(key, None)
+        self._told = time.monotonic()
         artifact = self.store.locate(self.table[key].stage)
         if artifact is None and error is None:
             error = "ended without a metric"
@@ -261,6 +284,35 @@ class Watcher(tune.Callback):
         result = f"FAILED, {error}" if error else f"accuracy {artifact.summary['accuracy']:.1f}%"
         title = self.table[key].title
         self.narrator.trial(f"trial {done}/{len(self.table)} {title}: {result}", seconds, failed=bool(error))
+
+    def _tell(self, running: Sequence[str]) -> None:
+        shares = {key: self._share(key) for key in running[:LOOKED_AT]}
+        parts = [f"trials: {len(self.table) - len(self.left)} of {len(self.table)} ended"]
+        parts.append(f"{len(running) or 'none'} at work{_percent(sorted(shares.values()))}")
+        if (seconds := self._seconds_by(shares, len(running))) is not None:
+            parts.append(f"about {clock(seconds)} left")
+        self.narrator.say(", ".join(parts))
+
+    def _share(self, key: str) -> float:
+        """Of a trial's steps, those that are done."""
+        told = self.store.progress(self.table[key].stage)
+        share = told["done"] / told["total"] if told else 0.0
+        self._seen.setdefault(key, (time.monotonic(), share))
+        return share
+
+    def _seconds_by(self, shares: Mapping[str, float], running: int) -> float | None:
+        """At the rates of those at work since they were first looked at; None where none has gone on."""
+        now = time.monotonic()
+        rates = [
+            (share - before) / (now - since)
+            for key, share in shares.items()
+            for since, before in [self._seen[key]]
+            if share > before
+        ]
+        if not rates:
+            return None
+        begun = running * sum(shares.values()) / len(shares)
+        return (len(self.left) - begun) * len(rates) / sum(rates) / running
 
     def _seconds_left(self, ended: Artifact | None) -> float:
         """At the rate of the trials so far: at first by the training alone of the one that ended first, whose

@@ -85,3 +85,40 @@ def test_the_time_left_after_more_trials_is_without_those_that_ran_first(plan, t
     told = said.getvalue().splitlines()
     assert told[1].endswith(f"about {clock(25.0 * (len(plan.trials) - 2))} left")
     assert told[3].endswith(f"about {clock(5.0 * (len(plan.trials) - 4))} left")
+
+
+def test_of_long_trials_it_is_told_how_far_they_are_and_how_long_all_take(plan, tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("diffult_ray.trials.time", SimpleNamespace(monotonic=lambda: now[0]))
+    watch, _, said, store = watcher(plan, tmp_path, at_once=2)
+    total, (first, second, *_) = len(plan.trials), plan.trials
+    rooms = {t.key: store.enter(store.work(t.stage)) for t in (first, second)}
+    tunes = [
+        SimpleNamespace(config={"trial": {"key": t.key}}, status="RUNNING" if t.key in rooms else "PENDING")
+        for t in plan.trials
+    ]
+
+    def step(at, *done):
+        now[0] = at
+        for room, steps in zip(rooms.values(), done, strict=False):
+            files.write_json(room / "progress.json", {"done": steps, "total": 1000})
+        watch.on_step_begin(1, tunes)
+        return said.getvalue().splitlines()
+
+    assert step(19) == []
+    assert step(20)[-1].endswith(f"trials: 0 of {total} ended, 2 at work (0%, 0%)")
+    assert len(step(30, 50, 100)) == 1
+    left = clock((total - 0.3) / 0.0075 / 2)
+    assert step(40, 100, 200)[-1].endswith(f"ended, 2 at work (10%, 20%), about {left} left")
+    said.truncate(0)
+    assert len(step(2000, 300, 400)) == 1 and len(step(2060, 301, 401)) == 1, "a line each thirtieth"
+    assert len(step(2070, 302, 402)) == 2
+
+
+def test_of_trials_none_of_which_is_at_work_it_is_told_that_they_wait(plan, tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("diffult_ray.trials.time", SimpleNamespace(monotonic=lambda: now[0]))
+    watch, _, said, _ = watcher(plan, tmp_path)
+    now[0] = 60.0
+    watch.on_step_begin(1, [SimpleNamespace(config={"trial": {"key": plan.trials[0].key}}, status="PENDING")])
+    assert said.getvalue().endswith(f"trials: 0 of {len(plan.trials)} ended, none at work\n")
