@@ -34,7 +34,7 @@ KNOWN = {"digits": (8, 1, 10, 144), "cifar10": (32, 3, 10, 5000), "cifar100": (3
 CLASSES = 1000  # of a set that was not read yet: they are few of a network's FLOPs
 TRAINED = ("extractor", "reference", "classifier")
 DAY = 86400.0  # seconds that a rate is taken to hold
-SECONDS = 0.5  # of a measurement, at least
+SECONDS, FEWEST = 0.5, 8  # of a measurement, and its steps, at least, but of large networks
 LARGEST = 4e10  # FLOPs of a step in it, unless one image has more; on a GPU a hundred times as many
 
 
@@ -204,9 +204,13 @@ def work_of(stage: Any, facts: Facts) -> Work | None:
 
 
 def _generator(stage: Any, facts: Facts) -> Work:
-    """CBDM asks the network for two labels an image; an AID loss goes through the extractor as well."""
+    """CBDM asks the network for two labels an image, but in a batch whose labels are dropped for one; an AID
+    loss goes through the extractor as well.
+    """
     config, network = stage.config, Network.unet(stage.config, facts)
-    batch, asked, extra = config["batch_size"], 2 if config["regulariser"] == "cbdm" else 1, 0.0
+    batch, asked, extra = config["batch_size"], 1.0, 0.0
+    if config["regulariser"] == "cbdm":
+        asked = 2.0 if config.get("label_drop_scope") == "sample" else 2.0 - config["label_drop"]
     if config["aid_weight"] > 0:
         extra = 3 * batch * forward(Network.classifier(stage.inputs["extractor"].config, facts))
     return Work(network, True, batch, 3 * batch * asked, config["precision"], extra)
@@ -293,9 +297,10 @@ def _step(model: Any, inputs: Sequence[torch.Tensor], training: bool) -> Callabl
 
 
 def _seconds(step: Callable[[], None], device: torch.device) -> float:
-    """The median time of a step, after one that does not count."""
-    import statistics
+    """The least time of a few steps, after one that does not count: that is what long runs come to.
 
+    The first steps of a process wait for memory that later ones have, and others' work only adds.
+    """
     import torch
 
     def timed() -> float:
@@ -305,10 +310,8 @@ def _seconds(step: Callable[[], None], device: torch.device) -> float:
             torch.cuda.synchronize(device)
         return time.perf_counter() - start
 
-    first = timed()
-    if first > 4 * SECONDS:
-        return first
-    found: list[float] = []
-    while sum(found) < SECONDS:
+    timed()
+    found = [timed()]
+    while sum(found) < SECONDS or (len(found) < FEWEST and sum(found) < 4 * SECONDS):
         found.append(timed())
-    return statistics.median(found)
+    return min(found)
