@@ -53,20 +53,22 @@ class Node:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds that a stage takes from nothing, None if unknown, and how that is known."""
+    """Seconds that a stage takes from nothing, None if unknown, how that is known, and if not, its FLOPs."""
 
     seconds: float | None
     basis: str
+    flops: float = 0.0
 
 
 @dataclass
 class Total:
-    """Sums over stages: of the known ones, and how many are unknown."""
+    """Sums over stages: of the known ones, and how many are unknown, and their FLOPs."""
 
     seconds: float = 0.0
     gpu_hours: float = 0.0
     cpu_hours: float = 0.0
     unknown: int = 0
+    flops: float = 0.0
 
     def add(self, stage: Stage, seconds: float | None) -> None:
         if seconds is None:
@@ -124,7 +126,11 @@ class Costs:
             return Estimate(0.0, "nothing to make")
         known = None if units is None else self._known(stage)
         if known is None:
-            return Estimate(None, f"no {stage.name} like it in the store")
+            basis, work = f"no {stage.name} like it in the store", self._work(stage) if self.counted else None
+            if work is None or units is None:
+                return Estimate(None, basis)
+            flops = work.flops * units
+            return Estimate(None, f"{basis} and no GPU here to try it on; {si(flops)}FLOP", flops)
         fixed, unit, basis = known
         return Estimate(fixed + unit * units, basis)
 
@@ -152,7 +158,7 @@ class Costs:
             fixed, how = rate.fixed, f"as {rate.node.label} reached"
         else:
             return None
-        a_second = f"{_si(work.forward)}FLOP an image at {_si(reached)}FLOP/s"
+        a_second = f"{si(work.forward)}FLOP an image at {si(reached)}FLOP/s"
         return fixed, work.flops / reached, f"from {a_second}, {how}"
 
     def _nearest(self, stage: Stage, work: flops.Work) -> tuple[Rate, float, float] | None:
@@ -195,7 +201,9 @@ class Costs:
                 longest[stage.family] = stage
         total = Total()
         for stage in longest.values():
-            total.add(stage, self.left(stage, (done or {}).get(stage.key, 0.0)))
+            far = (done or {}).get(stage.key, 0.0)
+            total.add(stage, self.left(stage, far))
+            total.flops += self.of(stage).flops * (1 - far)
         return total
 
     @cached_property
@@ -277,13 +285,13 @@ def _group(node: Stage | Node) -> str | None:
     return GROUPS.get(node.name)
 
 
-def _si(number: float) -> str:
+def si(number: float) -> str:
     """Three digits and the prefix of a unit.
 
-    >>> _si(12_400_000_000), _si(461)
-    ('12.4 G', '461 ')
+    >>> si(12_400_000_000), si(461), si(2.14e19)
+    ('12.4 G', '461 ', '21.4 E')
     """
-    for prefix, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+    for prefix, size in (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if number >= size:
             return f"{number / size:.3g} {prefix}"
     return f"{number:.3g} "

@@ -162,14 +162,17 @@ def text(plan: Plan, store: Store) -> Iterator[str]:
 
 def figures(plan: Plan, total: Total) -> str:
     """Seconds, hours and cost of stages one after another; side by side they end earlier."""
+    from diffult_ray.costs import si
+
+    flops = f", {si(total.flops)}FLOP" if total.flops else ""
     if total.unknown and not total.seconds:
-        return "unknown, nothing like it is stored"
+        return f"unknown, nothing like it is stored{flops}"
     parts = [f"about {clock(total.seconds)} of work"]
     parts += [f"{total.gpu_hours:.2f} GPU-hours"] if total.gpu_hours else []
     parts += [f"{total.cpu_hours:.2f} CPU-hours"]
     cost = total.price(plan.sweep.price)
     parts += [f"cost {cost:.2f}"] if cost is not None else []
-    parts += [f"and {total.unknown} stages of which nothing is known"] if total.unknown else []
+    parts += [f"and {total.unknown} stages of which no time is known{flops}"] if total.unknown else []
     return ", ".join(parts)
 
 

@@ -107,8 +107,11 @@ def test_a_rate_is_measured_once_a_day(tmp_path, monkeypatch):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is of machines without a GPU")
 def test_without_the_gpu_that_is_asked_for_nothing_is_measured(tmp_path):
     made = plan(resources={"generator": {"gpus": 1}})
-    told = [line for line in text(made, Store(tmp_path / "none")) if line.startswith("  generator")]
-    assert told[0].endswith("unknown, no generator like it in the store")
+    told = list(text(made, Store(tmp_path / "none")))
+    generator = next(line for line in told if line.startswith("  generator"))
+    found = re.search("unknown, no generator like it .* no GPU here .*; (.* [GT]FLOP)$", generator)
+    left = next(line for line in told if line.startswith("left to do"))
+    assert left.endswith(f"and 2 stages of which no time is known, {found[1]}")  # the other is the split
 
 
 def test_what_a_split_tells_is_taken_before_what_is_expected(store):
