@@ -245,6 +245,7 @@ class Watcher(tune.Callback):
         self._first: tuple[float, int] | None = None  # when those that ran first had ended, and how many
         self._began = self._told = self.start
         self._seen: dict[str, tuple[float, float]] = {}  # first look at a trial: when, how far
+        self._rate = 0.0  # of the last that has ended
 
     def __getstate__(self) -> dict[str, Any]:
         # Tune pickles its callbacks into the experiment's state, from which nothing is ever restored.
@@ -273,8 +274,10 @@ class Watcher(tune.Callback):
         if key not in self.left:
             return
         self.left.remove(key)
-        self._seen.pop(key, None)
-        self._told = time.monotonic()
+        self._told = now = time.monotonic()
+        since, before = self._seen.pop(key, (now, 1.0))
+        if error is None and now > since:
+            self._rate = (1 - before) / (now - since)
         artifact = self.store.locate(self.table[key].stage)
         if artifact is None and error is None:
             error = "ended without a metric"
@@ -301,15 +304,17 @@ class Watcher(tune.Callback):
         return share
 
     def _seconds_by(self, shares: Mapping[str, float], running: int) -> float | None:
-        """At the rates of those at work since they were first looked at; None where none has gone on."""
+        """At the rates of those at work since they were first looked at, or of the last that has ended; None
+        where there are none.
+        """
         now = time.monotonic()
         rates = [
             (share - before) / (now - since)
             for key, share in shares.items()
             for since, before in [self._seen[key]]
             if share > before
-        ]
-        if not rates:
+        ] or [self._rate]
+        if not running or not any(rates):
             return None
         begun = running * sum(shares.values()) / len(shares)
         return (len(self.left) - begun) * len(rates) / sum(rates) / running

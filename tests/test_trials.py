@@ -113,6 +113,13 @@ def test_of_long_trials_it_is_told_how_far_they_are_and_how_long_all_take(plan, 
     said.truncate(0)
     assert len(step(2000, 300, 400)) == 1 and len(step(2060, 301, 401)) == 1, "a line each thirtieth"
     assert len(step(2070, 302, 402)) == 2
+    files.write_json(store.folder(first.stage) / "summary.json", {"accuracy": 50.0})
+    store.commit(first.stage, seconds=2000.0)
+    now[0] = 2100.0
+    watch.on_trial_complete(1, [], ended(first, last_result={}))
+    tunes[0].status, tunes[1].status, tunes[2].status = "TERMINATED", "TERMINATED", "RUNNING"
+    left = clock((total - 1) * 2080)
+    assert step(2200)[-1].endswith(f"1 of {total} ended, 1 at work (0%), about {left} left")
 
 
 def test_of_trials_none_of_which_is_at_work_it_is_told_that_they_wait(plan, tmp_path, monkeypatch):
