@@ -332,4 +332,5 @@ class Watcher(tune.Callback):
         if self._first is not None and done >= 2 * self._first[1]:
             since, before = self._first
             return (now - since) * len(self.left) / (done - before)
-        return (now - self.start) * len(self.left) / max(done, together)  # those beside the first end with it
+        with_it = max(0, together - done)  # those that ran beside the first end with it
+        return (now - self.start) * max(0, len(self.left) - with_it) / max(done, together)
