@@ -276,13 +276,14 @@ class Watcher(tune.Callback):
         self.left.remove(key)
         self._told = now = time.monotonic()
         since, before = self._seen.pop(key, (now, 1.0))
-        if error is None and now > since:
+        is_known = error is None and now > since and before < 1
+        if is_known:
             self._rate = (1 - before) / (now - since)
         artifact = self.store.locate(self.table[key].stage)
         if artifact is None and error is None:
             error = "ended without a metric"
         self.on_end(self.table[key], error)
-        seconds = self._seconds_left(artifact)
+        seconds = self._seconds_after(now) if is_known else self._seconds_left(artifact)
         done = len(self.table) - len(self.left)
         result = f"FAILED, {error}" if error else f"accuracy {artifact.summary['accuracy']:.1f}%"
         title = self.table[key].title
@@ -318,6 +319,14 @@ class Watcher(tune.Callback):
             return None
         begun = running * sum(shares.values()) / len(shares)
         return (len(self.left) - begun) * len(rates) / sum(rates) / running
+
+    def _seconds_after(self, now: float) -> float:
+        """All that are left at the rate of one that has ended, also those that ran beside it."""
+        together = max(1, min(self.at_once(), len(self.left)))
+        shares = [min(1.0, before + self._rate * (now - since)) for since, before in self._seen.values()]
+        beside = min(self.at_once() - 1, len(self.left))
+        begun = beside * sum(shares) / len(shares) if shares else 0.0
+        return (len(self.left) - begun) / self._rate / together
 
     def _seconds_left(self, ended: Artifact | None) -> float:
         """At the rate of the trials so far: at first by the training alone of the one that ended first, whose

@@ -118,6 +118,8 @@ def test_of_long_trials_it_is_told_how_far_they_are_and_how_long_all_take(plan, 
     store.commit(first.stage, seconds=2000.0)
     now[0] = 2100.0
     watch.on_trial_complete(1, [], ended(first, last_result={}))
+    beside = 2080 * (total - 1 - 1) / 2  # the second is as good as done
+    assert f"accuracy 50.0%, about {clock(beside)} left" in said.getvalue()
     tunes[0].status, tunes[1].status, tunes[2].status = "TERMINATED", "TERMINATED", "RUNNING"
     left = clock((total - 1) * 2080)
     assert step(2200)[-1].endswith(f"1 of {total} ended, 1 at work (0%), about {left} left")
