@@ -17,6 +17,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from diffult_ray import flops
+from diffult_ray.progress import si
 from diffult_ray.store import resources_of
 
 if TYPE_CHECKING:
@@ -126,8 +127,9 @@ class Costs:
             return Estimate(0.0, "nothing to make")
         known = None if units is None else self._known(stage)
         if known is None:
-            basis, work = f"no {stage.name} like it in the store", self._work(stage) if self.counted else None
-            if work is None or units is None:
+            basis = f"no {stage.name} like it in the store"
+            work = self._work(stage) if self.counted and units is not None else None
+            if work is None:
                 return Estimate(None, basis)
             flops = work.flops * units
             return Estimate(None, f"{basis} and no GPU here to try it on; {si(flops)}FLOP", flops)
@@ -283,18 +285,6 @@ def _alike(rates: Sequence[Rate], resources: Mapping[str, float]) -> tuple[float
 
 def _group(node: Stage | Node) -> str | None:
     return GROUPS.get(node.name)
-
-
-def si(number: float) -> str:
-    """Three digits and the prefix of a unit.
-
-    >>> si(12_400_000_000), si(461), si(2.14e19)
-    ('12.4 G', '461 ', '21.4 E')
-    """
-    for prefix, size in (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= size:
-            return f"{number / size:.3g} {prefix}"
-    return f"{number:.3g} "
 
 
 def _node(key: str, manifests: Mapping[str, Any], nodes: dict[str, Node]) -> Node | None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from diffult_ray import config, pipeline, prefix
 from diffult_ray.config import Experiment, Sweep
 from diffult_ray.pipeline import Stage
-from diffult_ray.progress import clock
+from diffult_ray.progress import clock, si
 
 if TYPE_CHECKING:
     from diffult_ray.costs import Costs, Total
@@ -162,8 +162,6 @@ def text(plan: Plan, store: Store) -> Iterator[str]:
 
 def figures(plan: Plan, total: Total) -> str:
     """Seconds, hours and cost of stages one after another; side by side they end earlier."""
-    from diffult_ray.costs import si
-
     flops = f", {si(total.flops)}FLOP" if total.flops else ""
     if total.unknown and not total.seconds:
         return f"unknown, nothing like it is stored{flops}"

@@ -84,3 +84,15 @@ def clock(seconds: float) -> str:
     if whole >= 3600:
         return f"{whole // 3600}h{whole % 3600 // 60:02d}"
     return f"{whole // 60}:{whole % 60:02d}"
+
+
+def si(number: float) -> str:
+    """Three digits and the prefix of a unit.
+
+    >>> si(12_400_000_000), si(461), si(2.14e19)
+    ('12.4 G', '461 ', '21.4 E')
+    """
+    for prefix, size in (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.3g} {prefix}"
+    return f"{number:.3g} "

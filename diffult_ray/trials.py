@@ -276,7 +276,8 @@ class Watcher(tune.Callback):
         self.left.remove(key)
         self._told = now = time.monotonic()
         since, before = self._seen.pop(key, (now, 1.0))
-        is_known = error is None and now > since and before < 1
+        # Of one that was first seen late, the seconds after its steps would be much of the rate.
+        is_known = error is None and now > since and before < 0.5
         if is_known:
             self._rate = (1 - before) / (now - since)
         artifact = self.store.locate(self.table[key].stage)
