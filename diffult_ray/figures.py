@@ -27,6 +27,9 @@ PREFERRED_PAIR = ("classifier.synthetic_weight", "filter.threshold")
 BANDS = ("real", "ID", "AID", "OOD")
 GALLERY_CLASSES = 20
 NAMED_CLASSES = 30  # more do not fit under an axis
+NEIGHBOURS = 9  # classes whose mean is drawn, of so many that single ones scatter
+OTHERS = ("#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9")  # with BLUE and INK of Okabe and Ito
+MARKERS = "^vDPX"
 NUMBERED = 30, 20  # rows and columns of a heat map; of more, each some are named, and no number is written
 
 
@@ -234,22 +237,23 @@ def _draw_heat_map(
 def per_class(data: ReportData) -> Picture | None:
     """Each class's accuracy, of the baseline and of the selected cell, over its number of images.
 
-    Between them the generator's FID of the class, where there are images enough for one.
+    Between them the generator's FID of the class, where there are images enough for one. Without a
+    selected cell, the first cell of each method.
     """
     cell = summary.chosen(data)
-    shown = [c for c in (summary.reference_of(cell, data), cell) if c is not None]
-    lines = [(c.name, c.per_class(len(data.class_names))) for c in shown]
+    lines = [(c.name, c.per_class(len(data.class_names))) for c in _beside(cell, data)]
     lines = [(name, values) for name, values in lines if not np.isnan(values).all()]
     if not lines:
         return None
     order = np.argsort(-np.array(data.class_counts), kind="stable")
-    named = " and ".join(name for name, _ in lines)
+    named = " and ".join([", ".join(name for name, _ in lines[:-1]), lines[-1][0]]).removeprefix(" and ")
     caption = f"Mean test accuracy over seeds of {named}; below, the training images of each class."
-    fids, height = shown[-1].per_class(len(data.class_names), "per_class_fid"), 5.8
-    if np.isnan(fids).all():
-        fids, height = None, 4.4
-    else:
-        network = " and ".join(shown[-1].networks)
+    if len(order) > NAMED_CLASSES:
+        caption += f" Lines: the mean of {NEIGHBOURS} classes of about as many images."
+    fids, height = None, 4.4
+    if cell is not None and not np.isnan(found := cell.per_class(len(order), "per_class_fid")).all():
+        fids, height = found, 5.8
+        network = " and ".join(cell.networks)
         caption += f" Between them, the FID of each class's generated images, by the {network} network."
     return Picture(
         name="per_class",
@@ -258,6 +262,17 @@ def per_class(data: ReportData) -> Picture | None:
         alt="Accuracy by class. " + "; ".join(_told(data, lines, fids, c) for c in order),
         png=_png(lambda figure: _draw_classes(figure, data, lines, fids, order), (7.2, height)),
     )
+
+
+def _beside(cell: Cell | None, data: ReportData) -> list[Cell]:
+    """The selected cell after its baseline, or the first cell of each of a few methods, `ce` first."""
+    reference = summary.reference_of(cell, data)
+    if cell is not None:
+        return [cell] if reference is None else [reference, cell]
+    first: dict[str, Cell] = {} if reference is None else {reference.name: reference}
+    for other in summary.baselines_of(None, data):
+        first.setdefault(other.name, other)
+    return list(first.values())[: 1 + len(OTHERS)]
 
 
 def _told(
@@ -278,10 +293,16 @@ def _draw_classes(
     ratios = (2, 1) if fids is None else (2, 1, 1)
     top, *between, bottom = figure.subplots(len(ratios), sharex=True, height_ratios=ratios)
     places, size = np.arange(len(order)), 6.0 if len(order) <= NAMED_CLASSES else 2.5
-    for name, values in lines:
-        ours = name == METHOD
-        color, marker = (BLUE, "o") if ours else (GREY, "s")
-        _frame(top).plot(places, values[order], marker, color=color, markersize=size, label=name)
+    _frame(top)
+    others = zip(OTHERS, MARKERS, strict=True)
+    for place, (name, values) in enumerate(lines):
+        color, marker = (BLUE, "o") if name == METHOD else (GREY, "s") if place == 0 else next(others)
+        style = {"marker": marker, "color": color, "markersize": size, "linestyle": "none", "mew": 0}
+        if len(order) <= NAMED_CLASSES:
+            top.plot(places, values[order], label=name, **style)
+        else:
+            top.plot(places, values[order], alpha=0.3, **style)
+            top.plot(places, _smooth(values[order]), color=color, linewidth=1.6, label=name)
     top.set_ylabel("test accuracy, %")
     top.legend(loc="lower left", frameon=True, framealpha=0.9)
     for axes in between:
@@ -296,6 +317,19 @@ def _draw_classes(
     bottom.set_ylim(bottom=0.7)
     bottom.set_ylabel("training images")
     _name_classes(bottom, data, order, counts)
+
+
+def _smooth(values: np.ndarray) -> np.ndarray:
+    """The mean of the known among each value and its neighbours, fewer of them at the ends.
+
+    >>> _smooth(np.array([0.0] * 9 + [9.0])).round(1).tolist()[-6:]
+    [0.0, 1.0, 1.1, 1.3, 1.5, 1.8]
+    """
+    window = np.ones(NEIGHBOURS)
+    known = ~np.isnan(values)
+    sums = np.convolve(np.where(known, values, 0.0), window, "same")
+    n = np.convolve(known, window, "same")
+    return np.where(n > 0, sums / np.maximum(n, 1), np.nan)
 
 
 def _name_classes(axes: Any, data: ReportData, order: np.ndarray, counts: np.ndarray) -> None:

@@ -414,6 +414,28 @@ def test_per_class_accuracy_is_of_ce_and_the_selected_cell():
     assert "FID" not in picture.alt + picture.caption
 
 
+def test_without_a_selected_cell_each_method_has_its_accuracy_by_class():
+    rows = [trial("mix", 0, 60.0, "mixup", per_class_accuracy=[70.0, 1.0])]
+    rows += [trial("ce", 0, 50.0, "ce", per_class_accuracy=[100.0, 2.0])]
+    rows += [trial("late", 0, 70.0, "mixup", per_class_accuracy=[30.0, 30.0])]
+    rows += [trial("a", 0, status="failed")]
+    picture = figures.per_class(make(rows))
+    assert "a (100 images): ce 100.0 %, mixup 70.0 %; b (5 images): ce 2.0 %, mixup 1.0 %" in picture.alt
+    assert "of ce and mixup;" in picture.caption and "Lines" not in picture.caption
+    alone = figures.per_class(make(rows[:1]))
+    assert "of mixup;" in alone.caption and alone.png
+
+
+def test_of_many_classes_the_figure_has_the_mean_of_neighbours():
+    counts, values = list(range(40, 0, -1)), np.linspace(90, 10, 40)
+    rows = [trial("ce", 0, 50.0, "ce", per_class_accuracy=values)]
+    rows += [trial("mix", 0, 50.0, "mixup", per_class_accuracy=[*values[:39], np.nan])]
+    names = [f"class {n}" for n in counts]
+    picture = figures.per_class(make(rows, class_names=names, class_counts=counts))
+    assert "Lines: the mean of 9 classes of about as many images." in picture.caption
+    assert "class 1 (1 images): ce 10.0 %, mixup - %" in picture.alt
+
+
 def test_a_class_has_the_fid_of_its_generated_images_each_generator_once():
     measured = {"per_class_accuracy": [95.0, 90.0], "quality_network": "reference"}
     rows = [trial("ce", 0, 50.0, "ce", per_class_accuracy=[100.0, 0.0])]
