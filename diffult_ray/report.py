@@ -244,7 +244,7 @@ def _accuracy(cell: Cell) -> str:
 def _comparison(data: ReportData) -> list[str]:
     cell = summary.chosen(data)
     if cell is None:
-        return [_nothing_selected(data)]
+        return [_nothing_selected(data), *_baselines_compared(data)]
     lines = [
         f"* {_name(cell, data)}: test accuracy {_with_n(cell.over_seeds('accuracy'))}",
         f"  {_rule(data)}",
@@ -253,6 +253,16 @@ def _comparison(data: ReportData) -> list[str]:
         lines.append(f"  {OPTIMISTIC}")
     pairs = [f"    {_against(b, e)}" for b, e in summary.differences(data)]
     return lines + (["  Seed by seed:", *pairs] if pairs else [f"  {NO_BASELINE}"])
+
+
+def _baselines_compared(data: ReportData) -> list[str]:
+    reference = summary.reference_of(None, data)
+    if reference is None:
+        return []
+    cells = _foremost(data, summary.cells(data))
+    found = [(c, pair) for c in cells if (pair := summary.against(reference, c, data)) and pair[1].n]
+    lines = [f"    {_name(c, data)}: {_against(b, e)}" for c, (b, e) in found]
+    return ["  Seed by seed:", *lines] if lines else []
 
 
 def _failed(data: ReportData) -> list[str]:
@@ -344,10 +354,10 @@ def _against_reference(data: ReportData) -> list[Column]:
         return []
 
     def text(cell: Cell) -> str:
-        rivals = [b for b in summary.baselines_of(cell, data) if b.method == named.method and b.id != cell.id]
-        if not rivals or cell.method == named.method:
+        found = summary.against(named, cell, data)
+        if found is None:
             return UNKNOWN
-        e = summary.paired(cell, rivals[0])
+        e = found[1]
         between = f" ({_interval(e, sign=True)})" if e.interval else ""
         return f"{number(e.mean, sign=True)}{between}"
 

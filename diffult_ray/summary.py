@@ -255,6 +255,15 @@ def paired(cell: Cell, baseline: Cell, column: str = "accuracy") -> Estimate:
     return estimate(ours[seed] - theirs[seed] for seed in ours if seed in theirs)
 
 
+def against(reference: Cell, cell: Cell, data: ReportData) -> tuple[Cell, Estimate] | None:
+    """The baseline of a reference's method at a cell's settings, and the cell less it; None without one."""
+    if cell.method == reference.method:
+        return None
+    rivals = (b for b in baselines_of(cell, data) if b.method == reference.method)
+    baseline = next(rivals, None)
+    return None if baseline is None else (baseline, paired(cell, baseline))
+
+
 def differences(data: ReportData) -> list[tuple[Cell, Estimate]]:
     """The selected cell against each baseline, `ce` first."""
     cell = chosen(data)

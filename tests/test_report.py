@@ -414,6 +414,14 @@ def test_per_class_accuracy_is_of_ce_and_the_selected_cell():
     assert "FID" not in picture.alt + picture.caption
 
 
+def test_without_a_selected_cell_each_method_is_compared_seed_by_seed():
+    rows = [*cell_of("mix", [53.0, 54.0, 99.0], method="mixup"), *cell_of("ce", [50.0, 52.0], method="ce")]
+    text = printed(make([*rows, trial("a", 0, status="failed")]))
+    assert "Seed by seed:\n    mixup: +2.5 ± 0.7 (n = 2) against ce" in text
+    assert text.count("against") == 1
+    assert "Seed by seed" not in printed(make(rows[:3]))
+
+
 def test_without_a_selected_cell_each_method_has_its_accuracy_by_class():
     rows = [trial("mix", 0, 60.0, "mixup", per_class_accuracy=[70.0, 1.0])]
     rows += [trial("ce", 0, 50.0, "ce", per_class_accuracy=[100.0, 2.0])]
