@@ -12,13 +12,14 @@ from ray.tune.search import BasicVariantGenerator
 from diffult_ray.budget import Purse
 from diffult_ray.build import build_one, first_line
 from diffult_ray.cluster import Capacity
+from diffult_ray.pace import Pace
 from diffult_ray.placement import Watch, grown
 from diffult_ray.plan import Trial
 from diffult_ray.progress import QUIET, Narrator, clock, due
 from diffult_ray.stages.training import FINAL
 
 if TYPE_CHECKING:
-    from diffult_ray.store import Artifact, Store
+    from diffult_ray.store import Store
 
 OnEnd = Callable[[Trial, str | None], None]
 
@@ -240,12 +241,9 @@ class Watcher(tune.Callback):
         at_once: Callable[[], int],
     ) -> None:
         self.table, self.store, self.narrator, self.on_end = table, store, narrator, on_end
-        self.at_once = at_once
-        self.left, self.start = set(table), time.monotonic()
-        self._first: tuple[float, int] | None = None  # when those that ran first had ended, and how many
-        self._began = self._told = self.start
-        self._seen: dict[str, tuple[float, float]] = {}  # first look at a trial: when, how far
-        self._rate = 0.0  # of the last that has ended
+        self.left = set(table)
+        self._began = self._told = time.monotonic()
+        self.pace = Pace(len(table), at_once, self._began)
 
     def __getstate__(self) -> dict[str, Any]:
         # Tune pickles its callbacks into the experiment's state, from which nothing is ever restored.
@@ -275,72 +273,25 @@ class Watcher(tune.Callback):
             return
         self.left.remove(key)
         self._told = now = time.monotonic()
-        since, before = self._seen.pop(key, (now, 1.0))
-        # Of one that was first seen late, the seconds after its steps would be much of the rate.
-        is_known = error is None and now > since and before < 0.5
-        if is_known:
-            self._rate = (1 - before) / (now - since)
         artifact = self.store.locate(self.table[key].stage)
         if artifact is None and error is None:
             error = "ended without a metric"
         self.on_end(self.table[key], error)
-        seconds = self._seconds_after(now) if is_known else self._seconds_left(artifact)
-        done = len(self.table) - len(self.left)
+        seconds = None if error else artifact.summary.get("train_seconds") or artifact.seconds
+        left = self.pace.end(key, now, seconds=seconds)
         result = f"FAILED, {error}" if error else f"accuracy {artifact.summary['accuracy']:.1f}%"
-        title = self.table[key].title
-        self.narrator.trial(f"trial {done}/{len(self.table)} {title}: {result}", seconds, failed=bool(error))
+        which = f"trial {self.pace.ended}/{len(self.table)} {self.table[key].title}"
+        self.narrator.trial(f"{which}: {result}", left, failed=bool(error))
 
     def _tell(self, running: Sequence[str]) -> None:
         shares = {key: self._share(key) for key in running[:LOOKED_AT]}
-        parts = [f"trials: {len(self.table) - len(self.left)} of {len(self.table)} ended"]
+        parts = [f"trials: {self.pace.ended} of {len(self.table)} ended"]
         parts.append(f"{len(running) or 'none'} at work{_percent(sorted(shares.values()))}")
-        if (seconds := self._seconds_by(shares, len(running))) is not None:
+        if (seconds := self.pace.look(shares, len(running), time.monotonic())) is not None:
             parts.append(f"about {clock(seconds)} left")
         self.narrator.say(", ".join(parts))
 
     def _share(self, key: str) -> float:
         """Of a trial's steps, those that are done."""
         told = self.store.progress(self.table[key].stage)
-        share = told["done"] / told["total"] if told else 0.0
-        self._seen.setdefault(key, (time.monotonic(), share))
-        return share
-
-    def _seconds_by(self, shares: Mapping[str, float], running: int) -> float | None:
-        """At the rates of those at work since they were first looked at, or of the last that has ended; None
-        where there are none.
-        """
-        now = time.monotonic()
-        rates = [
-            (share - before) / (now - since)
-            for key, share in shares.items()
-            for since, before in [self._seen[key]]
-            if share > before
-        ] or [self._rate]
-        if not running or not any(rates):
-            return None
-        begun = running * sum(shares.values()) / len(shares)
-        return (len(self.left) - begun) * len(rates) / sum(rates) / running
-
-    def _seconds_after(self, now: float) -> float:
-        """All that are left at the rate of one that has ended, also those that ran beside it."""
-        together = max(1, min(self.at_once(), len(self.left)))
-        shares = [min(1.0, before + self._rate * (now - since)) for since, before in self._seen.values()]
-        beside = min(self.at_once() - 1, len(self.left))
-        begun = beside * sum(shares) / len(shares) if shares else 0.0
-        return (len(self.left) - begun) / self._rate / together
-
-    def _seconds_left(self, ended: Artifact | None) -> float:
-        """At the rate of the trials so far: at first by the training alone of the one that ended first, whose
-        process had to start, and later without those that ran first.
-        """
-        done, now = len(self.table) - len(self.left), time.monotonic()
-        together = max(1, min(self.at_once(), len(self.table)))
-        if done == 1 and ended is not None:
-            self.start = max(self.start, now - (ended.summary.get("train_seconds") or ended.seconds))
-        if done >= together and self._first is None:
-            self._first = now, done
-        if self._first is not None and done >= 2 * self._first[1]:
-            since, before = self._first
-            return (now - since) * len(self.left) / (done - before)
-        with_it = max(0, together - done)  # those that ran beside the first end with it
-        return (now - self.start) * max(0, len(self.left) - with_it) / max(done, together)
+        return told["done"] / told["total"] if told else 0.0

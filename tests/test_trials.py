@@ -61,33 +61,6 @@ def test_a_trial_that_tune_never_told_of_has_failed(plan, tmp_path):
     assert told == {t.key: "ended without a result" for t in plan.trials}
 
 
-@pytest.mark.parametrize("at_once", [1, 2])
-def test_the_time_left_after_the_first_trial_is_without_the_start_of_its_process(plan, tmp_path, at_once):
-    watch, _, said, store = watcher(plan, tmp_path, at_once)
-    first, others = plan.trials[0], len(plan.trials) - 1
-    summary = {"accuracy": 50.0, "train_seconds": 20.0}
-    files.write_json(store.folder(first.stage) / "summary.json", summary)
-    store.commit(first.stage, seconds=26.0)
-    watch.start -= 1000
-    watch.on_trial_complete(1, [], ended(first, last_result={}))
-    left = clock(20.0 * (others - (at_once - 1)) / at_once)  # what runs beside it ends with it
-    assert f"accuracy 50.0%, about {left} left" in said.getvalue()
-
-
-def test_the_time_left_after_more_trials_is_without_those_that_ran_first(plan, tmp_path, monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr("diffult_ray.trials.time", SimpleNamespace(monotonic=lambda: now[0]))
-    watch, _, said, store = watcher(plan, tmp_path, at_once=2)
-    for trial, at in zip(plan.trials, [100.0, 100.0, 110.0, 110.0], strict=False):
-        now[0] = at
-        files.write_json(store.folder(trial.stage) / "summary.json", {"accuracy": 50.0})
-        store.commit(trial.stage, seconds=50.0)
-        watch.on_trial_complete(1, [], ended(trial, last_result={}))
-    told = said.getvalue().splitlines()
-    assert told[1].endswith(f"about {clock(25.0 * (len(plan.trials) - 2))} left")
-    assert told[3].endswith(f"about {clock(5.0 * (len(plan.trials) - 4))} left")
-
-
 def test_of_long_trials_it_is_told_how_far_they_are_and_how_long_all_take(plan, tmp_path, monkeypatch):
     now = [0.0]
     monkeypatch.setattr("diffult_ray.trials.time", SimpleNamespace(monotonic=lambda: now[0]))
@@ -124,6 +97,17 @@ def test_of_long_trials_it_is_told_how_far_they_are_and_how_long_all_take(plan, 
     tunes[0].status, tunes[1].status, tunes[2].status = "TERMINATED", "TERMINATED", "RUNNING"
     left = clock((total - 1) * 2080)
     assert step(2200)[-1].endswith(f"1 of {total} ended, 1 at work (0%), about {left} left")
+
+
+def test_the_time_left_after_the_first_trial_is_by_its_training_alone(plan, tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("diffult_ray.trials.time", SimpleNamespace(monotonic=lambda: now[0]))
+    watch, _, said, store = watcher(plan, tmp_path)
+    first, now[0] = plan.trials[0], 1000.0
+    files.write_json(store.folder(first.stage) / "summary.json", {"accuracy": 50.0, "train_seconds": 20.0})
+    store.commit(first.stage, seconds=26.0)
+    watch.on_trial_complete(1, [], ended(first, last_result={}))
+    assert said.getvalue().endswith(f"accuracy 50.0%, about {clock(20.0 * (len(plan.trials) - 1))} left\n")
 
 
 def test_of_trials_none_of_which_is_at_work_it_is_told_that_they_wait(plan, tmp_path, monkeypatch):
