@@ -28,7 +28,7 @@ BANDS = ("real", "ID", "AID", "OOD")
 GALLERY_CLASSES = 20
 NAMED_CLASSES = 30  # more do not fit under an axis
 NEIGHBOURS = 9  # classes whose mean is drawn, of so many that single ones scatter
-OTHERS = ("#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9")  # with BLUE and INK of Okabe and Ito
+OTHERS = ("#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9")  # beside BLUE, of Okabe and Ito
 MARKERS = "^vDPX"
 NUMBERED = 30, 20  # rows and columns of a heat map; of more, each some are named, and no number is written
 
@@ -246,7 +246,8 @@ def per_class(data: ReportData) -> Picture | None:
     if not lines:
         return None
     order = np.argsort(-np.array(data.class_counts), kind="stable")
-    named = " and ".join([", ".join(name for name, _ in lines[:-1]), lines[-1][0]]).removeprefix(" and ")
+    *most, last = (name for name, _ in lines)
+    named = f"{', '.join(most)} and {last}" if most else last
     caption = f"Mean test accuracy over seeds of {named}; below, the training images of each class."
     if len(order) > NAMED_CLASSES:
         caption += f" Lines: the mean of {NEIGHBOURS} classes of about as many images."
@@ -325,11 +326,9 @@ def _smooth(values: np.ndarray) -> np.ndarray:
     >>> _smooth(np.array([0.0] * 9 + [9.0])).round(1).tolist()[-6:]
     [0.0, 1.0, 1.1, 1.3, 1.5, 1.8]
     """
-    window = np.ones(NEIGHBOURS)
-    known = ~np.isnan(values)
-    sums = np.convolve(np.where(known, values, 0.0), window, "same")
-    n = np.convolve(known, window, "same")
-    return np.where(n > 0, sums / np.maximum(n, 1), np.nan)
+    import pandas as pd
+
+    return pd.Series(values).rolling(NEIGHBOURS, center=True, min_periods=1).mean().to_numpy()
 
 
 def _name_classes(axes: Any, data: ReportData, order: np.ndarray, counts: np.ndarray) -> None:
