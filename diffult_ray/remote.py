@@ -33,8 +33,9 @@ CONNECTING, REQUEST = 3.0, 20.0  # seconds of one request
 AT_ONCE = 8  # files that are transferred side by side
 PIECE = 8 * 2**20  # bytes
 OPTIONS = {"s3": {"endpoint_override", "scheme", "region"}, "gs": {"endpoint_override", "scheme"}}
+MISSING = re.compile(r"NO_SUCH_KEY|^No such directory")  # which Arrow tells without an errno
 PERMANENT = re.compile(
-    r"ACCESS_DENIED|NO_SUCH_BUCKET|NO_SUCH_KEY|INVALID_ACCESS_KEY|SIGNATURE|INVALID_CLIENT_TOKEN|EXPIRED"
+    r"ACCESS_DENIED|NO_SUCH_BUCKET|INVALID_ACCESS_KEY|SIGNATURE|INVALID_CLIENT_TOKEN|EXPIRED"
     r"|status 40[0-4]\b|PERMISSION_DENIED|UNAUTHENTICATED|permission|Forbidden", re.IGNORECASE,
 )
 CREDENTIALS = {
@@ -288,6 +289,8 @@ def patiently(call: Callable[[], Result]) -> Result:
         except FileNotFoundError:
             raise
         except OSError as error:
+            if MISSING.search(str(error)):
+                raise FileNotFoundError(str(error)) from error
             if error.errno is not None or PERMANENT.search(str(error)) or time.monotonic() + pause > end:
                 raise
         time.sleep(pause)

@@ -1,13 +1,15 @@
-"""An S3 server on loopback (moto's), and the environment of a machine that uses it."""
+"""Servers of S3 (moto) and Google Cloud (its emulator) on loopback, and the environment that uses them."""
 
 from __future__ import annotations
 
 import logging
+import socket
 import uuid
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import urlencode, urlsplit
 
 import pytest
 
@@ -20,30 +22,48 @@ class Bucket:
 
     server: str  # http://127.0.0.1:PORT
     name: str
+    scheme: str = "s3"
 
     @property
     def uri(self) -> str:
-        return f"s3://{self.name}/some/where"
+        """As a user would give it: S3's server is in the environment, Google Cloud's has no place there."""
+        return self.explicit if self.scheme == "gs" else f"s3://{self.name}/some/where"
 
     @property
     def explicit(self) -> str:
         """With the server in it."""
-        return f"{self.uri}?endpoint_override={urlsplit(self.server).netloc}&scheme=http"
+        user = "anonymous@" if self.scheme == "gs" else ""
+        return f"{self.scheme}://{user}{self.name}/some/where?{self._options}"
+
+    @property
+    def shown(self) -> str:
+        """The URI, as it is written down."""
+        return self.uri.replace("anonymous@", "")
+
+    def below(self, name: str) -> str:
+        """The URI of what is below it, as it is written down."""
+        base, query = self.shown.partition("?")[::2]
+        return f"{base}/{name}" + (f"?{query}" if query else "")
+
+    @property
+    def _options(self) -> str:
+        return urlencode({"endpoint_override": urlsplit(self.server).netloc, "scheme": "http"})
 
     def environment(self, cache: Path) -> Mapping[str, str]:
         """Of a machine whose mirror is in a folder."""
-        return {
-            **LOGIN, "AWS_ENDPOINT_URL": self.server, "AWS_EC2_METADATA_DISABLED": "true",
-            "DIFFULT_CACHE": str(cache),
-        }
+        login = {**LOGIN, "AWS_ENDPOINT_URL": self.server, "AWS_EC2_METADATA_DISABLED": "true"}
+        return {**(login if self.scheme == "s3" else {}), "DIFFULT_CACHE": str(cache)}
 
     @property
     def system(self):
-        from pyarrow.fs import S3FileSystem
+        from pyarrow.fs import GcsFileSystem, S3FileSystem
 
+        host = urlsplit(self.server).netloc
+        if self.scheme == "gs":
+            return GcsFileSystem(anonymous=True, scheme="http", endpoint_override=host, project_id="tests")
         return S3FileSystem(
             access_key="test", secret_key="hunter2hunter2", region="us-east-1", scheme="http",
-            endpoint_override=urlsplit(self.server).netloc, allow_bucket_creation=True,
+            endpoint_override=host, allow_bucket_creation=True,
         )
 
     def names(self, below: str = "") -> list[str]:
@@ -64,31 +84,51 @@ class Bucket:
             file.write(content)
 
 
-def serve() -> Iterator[str]:
-    """The address of a server that lasts until the generator ends."""
+@contextmanager
+def amazon(port: int = 0) -> Iterator[str]:
+    """The address of a server that speaks S3. Its buckets outlast it, in this process."""
     from moto.server import ThreadedMotoServer
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
     server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
+    try:
+        yield "http://{}:{}".format(*server.get_host_and_port())
+    finally:
+        server.stop()
 
 
-def make(server: str) -> Bucket:
-    made = Bucket(server, f"bucket-{uuid.uuid4().hex[:12]}")
+@contextmanager
+def google() -> Iterator[str]:
+    """The address of a server that speaks as Google Cloud's storage does."""
+    from gcp_storage_emulator.server import create_server
+
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with create_server("127.0.0.1", port, in_memory=True):
+        yield f"http://127.0.0.1:{port}"
+
+
+SERVERS = {"s3": amazon, "gs": google}
+
+
+def make(server: str, scheme: str) -> Bucket:
+    made = Bucket(server, f"bucket-{uuid.uuid4().hex[:12]}", scheme)
     made.system.create_dir(made.name)
     return made
 
 
-s3_server = pytest.fixture(scope="module")(serve)
+@pytest.fixture(scope="module", params=["s3", "gs"])
+def storage_server(request: pytest.FixtureRequest) -> Iterator[tuple[str, str]]:
+    """An address, and what is spoken there."""
+    with SERVERS[request.param]() as address:
+        yield address, request.param
 
 
 @pytest.fixture
-def bucket(s3_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bucket:
+def bucket(storage_server: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bucket:
     """A new bucket, and the environment in which it is used; the mirror is in `tmp_path / "cache"`."""
-    made = make(s3_server)
+    made = make(*storage_server)
     for name, value in made.environment(tmp_path / "cache").items():
         monkeypatch.setenv(name, value)
     return made

@@ -1,7 +1,8 @@
-"""A store on s3://: the same layout, a mirror a machine, nothing lost and nothing half there."""
+"""A store on s3:// or gs://: the same layout, a mirror a machine, nothing lost and nothing half there."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -11,6 +12,7 @@ import sys
 import threading
 import time
 import types
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -21,11 +23,13 @@ from diffult_ray.errors import BadInput
 from diffult_ray.mirror import PUBLISHER
 from diffult_ray.remote import Address, Remote
 from diffult_ray.store import Store, open_store
-from tests.buckets import LOGIN, bucket, s3_server  # noqa: F401  fixtures
+from tests import buckets
+from tests.buckets import LOGIN, bucket, storage_server  # noqa: F401  fixtures
 
 SPLIT = pipeline.split(Experiment(select="test"))
 NAME = f"artifacts/split/{SPLIT.key}"
 SPAWN = multiprocessing.get_context("spawn")
+only_s3 = pytest.mark.parametrize("storage_server", ["s3"], indirect=True)  # of its credentials
 
 
 def as_new_machine(monkeypatch, folder: Path) -> None:
@@ -88,6 +92,7 @@ def test_a_google_uri_makes_a_file_system():
     assert Remote("gs://bucket/p").path("a") == "bucket/p/a"
 
 
+@only_s3
 def test_what_is_shown_or_pickled_beside_a_secret(bucket):  # noqa: F811
     kept = open_store(bucket.explicit.replace("s3://", "s3://test:hunter2hunter2@"))
     for shown in (repr(kept.site), repr(kept.remote), kept.shown(kept.root / "a"), str(kept.root)):
@@ -107,9 +112,10 @@ def refused(uri: str) -> str:
 
 
 def test_a_bucket_that_is_missing(bucket):  # noqa: F811
-    assert "there is no bucket no-such; make it first" in refused("s3://no-such/p")
+    assert "there is no bucket no-such; make it first" in refused(bucket.uri.replace(bucket.name, "no-such"))
 
 
+@only_s3
 def test_no_credentials(bucket, tmp_path, monkeypatch):  # noqa: F811
     for name in LOGIN:
         monkeypatch.delenv(name)
@@ -119,9 +125,9 @@ def test_no_credentials(bucket, tmp_path, monkeypatch):  # noqa: F811
     assert not (tmp_path / "cache").exists()
 
 
-def test_a_server_that_does_not_answer(bucket, monkeypatch):  # noqa: F811
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    assert "--storage: must be a folder, or an s3:// or gs:// URI" in refused(bucket.uri)
+def test_a_server_that_does_not_answer(bucket):  # noqa: F811
+    uri = dataclasses.replace(bucket, server="http://127.0.0.1:9").explicit
+    assert "--storage: must be a folder, or an s3:// or gs:// URI" in refused(uri)
 
 
 def test_what_a_newer_version_wrote(bucket):  # noqa: F811
@@ -307,30 +313,34 @@ def test_an_upload_does_not_stop_who_asked_for_it(bucket, monkeypatch):  # noqa:
 
 
 def test_a_storage_that_fails_for_some_seconds_is_waited_for():
-    from moto.server import ThreadedMotoServer
-
-    from tests import buckets
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    found = buckets.make(f"http://{host}:{port}")
-    user = "s3://test:hunter2hunter2@"
-    kept = Remote(found.explicit.replace("s3://", user))
-    kept.write("a", b"1")
-    server.stop()
-    again = ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
-    threading.Timer(3, again.start).start()
-    kept.write("b", b"2")  # moto keeps its buckets in this process
-    assert kept.read("b") == b"2" and set(kept.list()) == {"a", "b"}
-    again.stop()
+    with buckets.amazon() as server:
+        found = buckets.make(server, "s3")
+        kept = Remote(found.explicit.replace("s3://", "s3://test:hunter2hunter2@"))
+        kept.write("a", b"1")
+    again = ExitStack()
+    port = int(server.rpartition(":")[2])
+    threading.Timer(3, lambda: again.enter_context(buckets.amazon(port))).start()
+    with again:
+        kept.write("b", b"2")  # moto keeps its buckets in this process
+        assert kept.read("b") == b"2" and set(kept.list()) == {"a", "b"}
 
 
 def test_what_is_refused_is_not_asked_again(bucket):  # noqa: F811
     start = time.monotonic()
-    with pytest.raises(OSError, match="NO_SUCH_BUCKET"):
-        Remote("s3://no-such/p").write("a", b"1")
+    with pytest.raises(OSError, match="NO_SUCH_BUCKET|NOT_FOUND"):
+        Remote(bucket.uri.replace(bucket.name, "no-such")).write("a", b"1")
     assert time.monotonic() - start < 10
+
+
+def test_what_is_not_there_is_missing_at_once_and_removed_in_silence(bucket):  # noqa: F811
+    kept, start = Remote(bucket.uri), time.monotonic()
+    with pytest.raises(FileNotFoundError):
+        kept.read("a")
+    with pytest.raises(FileNotFoundError):
+        kept.copy("a", "b")
+    kept.delete("a")
+    kept.delete_below("a")
+    assert kept.list("a") == {} and time.monotonic() - start < 10
 
 
 # --- one builder ---
@@ -473,8 +483,8 @@ def test_the_storekeeper_on_a_uri(bucket, tmp_path, monkeypatch, capsys):  # noq
     monkeypatch.setenv("DIFFULT_STORAGE", bucket.uri)
     as_new_machine(monkeypatch, tmp_path / "other")
     lines = told_by(capsys, "ls")
-    assert lines[1].split()[:3] == ["split", SPLIT.key, "whole"] and bucket.uri in lines[-1]
-    assert f"folder: {bucket.uri}/{NAME}" in "\n".join(told_by(capsys, "show", SPLIT.key[:6]))
+    assert lines[1].split()[:3] == ["split", SPLIT.key, "whole"] and bucket.shown in lines[-1]
+    assert f"folder: {bucket.below(NAME)}" in "\n".join(told_by(capsys, "show", SPLIT.key[:6]))
     assert told_by(capsys, "verify") == ["1 artifacts are whole, 0 damaged"]
     bucket.write(f"{NAME}/part/a.bin", b"WEIGHTS")
     assert "a.bin has another checksum" in told_by(capsys, "verify", code=1)[0]

@@ -1,4 +1,4 @@
-"""A sweep whose storage is s3://: killed on one machine, it goes on from another, to a folder's results."""
+"""A sweep on s3:// or gs://: killed on one machine, it goes on from another, to a folder's results."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from tests.buckets import Bucket, bucket, s3_server  # noqa: F401  fixtures
+from tests.buckets import Bucket, bucket, storage_server  # noqa: F401  fixtures
 from tests.conftest import MEASURED, FrontDoor, temporary_folder
 from tests.faults.door import check_runs, wait_for, wait_for_the_end_of
 from tests.machines import Cluster
@@ -102,7 +102,7 @@ def test_killed_on_one_machine_and_finished_on_another(bucket, undisturbed, ray_
     assert set(kept) <= set(bucket.names("artifacts"))
 
     third = door.on(tmp_path / "third").finish()
-    assert "Ray:" not in third and bucket.uri in third
+    assert "Ray:" not in third and bucket.shown in third
     (tmp_path / "mlflow.db").write_bytes(bucket.read("sweeps/remote/mlflow.db"))
     check_runs(tmp_path / "mlflow.db", "diffult.trial", sorted(undisturbed.index))
 

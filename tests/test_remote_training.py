@@ -1,4 +1,4 @@
-"""A training whose storage is s3:// goes on, killed, from a checkpoint that it has written beside itself."""
+"""A training on s3:// or gs:// goes on, killed, from a checkpoint that it has written beside itself."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 
 from diffult_ray import cluster, config, files, pipeline
 from diffult_ray.store import Store, open_store
-from tests.buckets import bucket, s3_server  # noqa: F401  fixtures
+from tests.buckets import bucket, storage_server  # noqa: F401  fixtures
 from tests.conftest import TINY
 from tests.test_stages import build, build_and_kill, losses, weights
 
