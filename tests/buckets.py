@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 import socket
+import subprocess
+import sys
+import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -100,13 +103,30 @@ def amazon(port: int = 0) -> Iterator[str]:
 
 @contextmanager
 def google() -> Iterator[str]:
-    """The address of a server that speaks as Google Cloud's storage does."""
-    from gcp_storage_emulator.server import create_server
+    """The address of a server that speaks as Google Cloud's storage does.
 
+    A process of its own: pyarrow opens a parquet file without letting other threads of Python run.
+    """
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    with create_server("127.0.0.1", port, in_memory=True):
-        yield f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "gcp_storage_emulator", "start", "--host=127.0.0.1", f"--port={port}",
+               "--in-memory", "--quiet"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+        try:
+            _await_answer(server, port)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            server.kill()
+
+
+def _await_answer(server: subprocess.Popen[bytes], port: int, seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            return socket.create_connection(("127.0.0.1", port), 1.0).close()
+        except OSError:
+            assert server.poll() is None and time.monotonic() < end, "no server"
+            time.sleep(0.05)
 
 
 SERVERS = {"s3": amazon, "gs": google}

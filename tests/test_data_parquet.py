@@ -1,15 +1,19 @@
 """Parquet files of encoded images: Hugging Face's layout and plain bytes, read by row group."""
 
+import dataclasses
+import time
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from diffult_ray.config import Dataset
-from diffult_ray.data import make_split
+from diffult_ray.data import make_split, paths
 from diffult_ray.data.encoded import read_bytes
 from diffult_ray.data.parquet import part_of
 from diffult_ray.data.sources import SOURCES, identity
 from diffult_ray.errors import BadInput
+from tests.buckets import bucket, storage_server  # noqa: F401  fixtures
 from tests.data_files import encoded, picture, write, write_parquet
 
 IMAGES = [encoded(picture(i, size=(8, 8))) for i in range(12)]
@@ -47,6 +51,34 @@ def test_a_uri_and_other_columns(tmp_path):
     assert split.facts["root"] == root.as_uri() and split.class_names == ["0", "1", "2"]
     assert split.pixels("test", np.array([2])).shape == (1, 3, 8, 8)
     assert identity(section(root.as_uri(), columns=columns)) == identity(section(root, columns=columns))
+
+
+@pytest.mark.parametrize("loading", ["memory", "stream"])
+def test_in_a_bucket(bucket, tmp_path, loading):  # noqa: F811
+    root = write_hugging_face(tmp_path)
+    for file in root.rglob("*.parquet"):
+        bucket.write(file.relative_to(root).as_posix(), file.read_bytes())
+    split = make_split(section(bucket.uri, loading=loading))
+    here = make_split(section(root, loading=loading))
+    for part in ("train", "test"):
+        all_of_it = np.arange(len(getattr(here, part)))
+        np.testing.assert_array_equal(split.pixels(part, all_of_it), here.pixels(part, all_of_it))
+    assert identity(section(bucket.uri)) == identity(section(root))
+
+
+@pytest.mark.parametrize("missing", ["bucket", "where"])
+def test_a_bucket_or_what_it_holds_is_missing(bucket, missing):  # noqa: F811
+    name = {"bucket": bucket.name}.get(missing, missing)
+    with pytest.raises(BadInput, match="dataset.root: cannot be read"):
+        make_split(section(bucket.uri.replace(name, "no-such")))
+
+
+def test_a_server_that_does_not_answer(bucket, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(paths, "RETRIES", 2)
+    begin = time.monotonic()
+    with pytest.raises(BadInput, match="dataset.root: cannot be read"):
+        make_split(section(dataclasses.replace(bucket, server="http://127.0.0.1:9").explicit))
+    assert time.monotonic() - begin < 30
 
 
 def test_one_file_is_a_root(tmp_path):

@@ -12,6 +12,8 @@ from diffult_ray.errors import BadInput
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
 
+RETRIES = 30  # seconds
+
 
 def local_folder(root: str) -> Path:
     """`dataset.root` as an absolute folder.
@@ -37,11 +39,22 @@ def file_system(root: str) -> tuple[FileSystem, str]:
     if "://" not in root:
         return fs.LocalFileSystem(), str(Path(root).expanduser().absolute())
     try:
-        return fs.FileSystem.from_uri(root)
+        return fs.FileSystem.from_uri(_impatient(root))
     except Exception as error:  # pyarrow raises by scheme: ArrowInvalid, OSError, ImportError
         raise BadInput(
             where="dataset.root", rule=f"is a local path or a URI that pyarrow opens: {error}", value=root
         ) from error
+
+
+def _impatient(uri: str) -> str:
+    """Google Cloud's client asks a storage that fails for 15 minutes, unless told otherwise.
+
+    >>> _impatient("gs://bucket/birds"), _impatient("s3://bucket/birds")
+    ('gs://bucket/birds?retry_limit_seconds=30', 's3://bucket/birds')
+    """
+    if not uri.startswith("gs://") or "retry_limit_seconds=" in uri:
+        return uri
+    return f"{uri}{'&' if '?' in uri else '?'}retry_limit_seconds={RETRIES}"
 
 
 def outside(root: str, relative: str) -> str | None:
