@@ -104,8 +104,8 @@ class Address:
     @property
     def uri(self) -> str:
         """Complete: another machine opens the same storage with it. It may hold a secret."""
-        user = "" if self.key is None else f"{quote(self.key, safe='')}:{quote(self.secret or '', safe='')}@"
-        return self._with(user)
+        parts = [quote(part, safe="") for part in (self.key, self.secret) if part is not None]
+        return self._with(f"{':'.join(parts)}@" if parts else "")
 
     @property
     def shown(self) -> str:
@@ -277,7 +277,8 @@ def cause(error: BaseException) -> str:
         return "there is no such bucket"
     if re.search(r"ACCESS_DENIED|status 403|PERMISSION_DENIED|Forbidden", text):
         return f"access is denied: {text}"
-    return text
+    said = re.match(r"google::cloud::Status\(\w+: .*?with a last message of (.*?) error_info=", text)
+    return said[1] if said else text
 
 
 def patiently(call: Callable[[], Result]) -> Result:

@@ -53,7 +53,7 @@ def written(kept: Store, content: bytes = b"weights") -> Store:
 # --- addresses ---
 
 
-@pytest.mark.parametrize("uri", ["s3://b/p/q", "s3://k:a%2Fb@b/p?region=eu-1&scheme=http", "gs://b", "gs://b/p"])
+@pytest.mark.parametrize("uri", ["s3://b/p/q", "s3://k:a%2Fb@b/p?region=eu-1&scheme=http", "gs://b", "gs://anonymous@b/p"])
 def test_a_uri_is_read_and_written(uri):
     found = Address.of(uri)
     assert Address.of(found.uri) == found
@@ -127,7 +127,9 @@ def test_no_credentials(bucket, tmp_path, monkeypatch):  # noqa: F811
 
 def test_a_server_that_does_not_answer(bucket):  # noqa: F811
     uri = dataclasses.replace(bucket, server="http://127.0.0.1:9").explicit
-    assert "--storage: must be a folder, or an s3:// or gs:// URI" in refused(uri)
+    told = refused(uri)
+    assert "--storage: must be a folder, or an s3:// or gs:// URI" in told
+    assert "Could not connect to server" in told and "error_info" not in told and "***" not in told
 
 
 def test_what_a_newer_version_wrote(bucket):  # noqa: F811
