@@ -4,6 +4,10 @@ import re
 
 # Of a URI, up to its port or path: ://user, and what follows to the last @.
 PASSWORD = re.compile(r"(://[^\s:/@]*):(?!\d{1,5}(?:[/?#]|$))\S*@")
+# Google Cloud's status, of which the last message tells why, and at its end the cause below.
+STATUS = re.compile(
+    r"google::cloud::Status\(.*?last message of (?:.*?underlying error message was: )?(.*?) error_info="
+)
 UNTOLD = object()  # no value to tell; None is one, YAML's null
 
 
@@ -44,3 +48,14 @@ def masked(text: str) -> str:
     """A text, such as a URI or a message that holds one, without the passwords in it."""
     text = PASSWORD.sub(r"\1:***@", text)
     return re.sub(r"(?i)(\w*(?:password|token|secret)\w*)=[^&\s]+", r"\1=***", text)
+
+
+def said(error: BaseException) -> str:
+    """What a file system says, in one line.
+
+    >>> said(OSError("google::cloud::Status(UNKNOWN: with a last message of no such file error_info={...}"))
+    'no such file'
+    """
+    text = " ".join(str(error).split())
+    status = STATUS.search(text)
+    return status[1] if status else text

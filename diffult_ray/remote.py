@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
-from diffult_ray.errors import BadInput, masked
+from diffult_ray.errors import BadInput, masked, said
 from diffult_ray.tracking import within
 
 if TYPE_CHECKING:
@@ -36,7 +36,8 @@ OPTIONS = {"s3": {"endpoint_override", "scheme", "region"}, "gs": {"endpoint_ove
 MISSING = re.compile(r"NO_SUCH_KEY|^No such directory")  # which Arrow tells without an errno
 PERMANENT = re.compile(
     r"ACCESS_DENIED|NO_SUCH_BUCKET|INVALID_ACCESS_KEY|SIGNATURE|INVALID_CLIENT_TOKEN|EXPIRED"
-    r"|status 40[0-4]\b|PERMISSION_DENIED|UNAUTHENTICATED|permission|Forbidden", re.IGNORECASE,
+    r"|status 40[0-4]\b|PERMISSION_DENIED|UNAUTHENTICATED|permission|Forbidden"
+    r"|Permanent error", re.IGNORECASE,
 )
 CREDENTIALS = {
     "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
@@ -93,6 +94,8 @@ class Address:
             raise refusal(uri, f"no storage of {parts.scheme}:// is known")
         if not re.fullmatch(r"[A-Za-z0-9._-]+", host) or parts.fragment:
             raise refusal(uri, f"write {parts.scheme}://bucket/prefix; in a secret, write / as %2F")
+        if parts.scheme == "gs" and key not in (None, "anonymous"):
+            raise refusal(uri, "gs:// knows no user but anonymous; credentials come from the environment")
         for name in sorted(set(named) - OPTIONS[parts.scheme]):
             raise refusal(uri, f"no option is called {name}; {_listed(OPTIONS[parts.scheme])} are")
         prefix = "/".join(part for part in unquote(parts.path).split("/") if part)
@@ -264,36 +267,46 @@ class Remote:
         self._answer(attempt)
 
     def _answer(self, call: Callable[[], Any]) -> Any:
+        from pyarrow import ArrowException
+
         try:
             return within(ANSWER, call)
-        except OSError as error:
+        except (OSError, ArrowException) as error:
             raise refusal(self.address.uri, cause(error)) from error
 
 
 def cause(error: BaseException) -> str:
     """What a storage has said, in short."""
-    text = " ".join(str(error).split())
+    text = str(error)
     if re.search(r"NO_SUCH_BUCKET", text):
         return "there is no such bucket"
     if re.search(r"ACCESS_DENIED|status 403|PERMISSION_DENIED|Forbidden", text):
-        return f"access is denied: {text}"
-    said = re.match(r"google::cloud::Status\(\w+: .*?with a last message of (.*?) error_info=", text)
-    return said[1] if said else text
+        return f"access is denied: {said(error)}"
+    return said(error)
 
 
 def patiently(call: Callable[[], Result]) -> Result:
-    """The result of a call that is tried again while the storage fails, but not where it refuses."""
+    """The result of a call that is tried again while the storage fails, but not where it refuses.
+
+    Raises:
+        FileNotFoundError: where there is no such object.
+        OSError: for all else, also where Arrow has no kind for it.
+    """
+    from pyarrow import ArrowException
+
     end, pause = time.monotonic() + PATIENCE, 0.25
     while True:
         try:
             return call()
         except FileNotFoundError:
             raise
-        except OSError as error:
+        except (OSError, ArrowException) as error:
             if MISSING.search(str(error)):
                 raise FileNotFoundError(str(error)) from error
-            if error.errno is not None or PERMANENT.search(str(error)) or time.monotonic() + pause > end:
+            if isinstance(error, OSError) and error.errno is not None:
                 raise
+            if PERMANENT.search(str(error)) or time.monotonic() + pause > end:
+                raise OSError(str(error)) from error
         time.sleep(pause)
         pause = min(4.0, 2 * pause)
 

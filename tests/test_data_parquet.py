@@ -81,6 +81,12 @@ def test_a_server_that_does_not_answer(bucket, monkeypatch):  # noqa: F811
     assert time.monotonic() - begin < 30
 
 
+def test_credentials_of_google_that_are_none(tmp_path, monkeypatch):
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "none.json"))
+    with pytest.raises(BadInput, match="dataset.root: cannot be read: Cannot open credentials file"):
+        make_split(section("gs://bucket/p"))
+
+
 def test_one_file_is_a_root(tmp_path):
     path = write_parquet(tmp_path / "birds.parquet", IMAGES, LABELS)
     split = make_split(section(path, test_per_class=1, loading="stream"))

@@ -64,6 +64,7 @@ def test_a_uri_is_read_and_written(uri):
     ("ftp://b/p", "no storage of ftp:// is known"), ("s3://", "write s3://bucket/prefix"),
     ("s3://b/../c", "no .. in it"), ("s3://b/p?secret_key=hunter2", "no option is called secret_key"),
     ("s3://k:hun/ter2@b/p", "write / as %2F"), ("s3://[b/p", "Invalid IPv6"),
+    ("gs://me:hunter2@b/p", "no user but anonymous"),
 ])
 def test_a_uri_that_is_none(uri, told):
     with pytest.raises(BadInput) as caught:
@@ -123,6 +124,18 @@ def test_no_credentials(bucket, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.setenv("HOME", str(tmp_path))
     assert "no credentials: set AWS_ACCESS_KEY_ID" in refused(bucket.uri)
     assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize(("content", "why"), [
+    (None, "Cannot open credentials file"), ('{"type": "other"}', "Unsupported credential type"),
+])
+def test_credentials_of_google_that_are_none(tmp_path, monkeypatch, content, why):
+    file = tmp_path / "credentials.json"
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(file))
+    if content:
+        file.write_text(content)
+    told = refused("gs://bucket/p")
+    assert why in told and str(file) in told and "error_info" not in told
 
 
 def test_a_server_that_does_not_answer(bucket):  # noqa: F811

@@ -11,7 +11,7 @@ import numpy as np
 from diffult_ray.data.encoded import open_parquet
 from diffult_ray.data.paths import file_system
 from diffult_ray.data.source import Faults, Records, Source, fingerprint, some
-from diffult_ray.errors import BadInput
+from diffult_ray.errors import BadInput, said
 
 PART = re.compile(r"(train|val|validation|test)(?![A-Za-z0-9])")
 NAMES = {"val": "validation"}
@@ -53,7 +53,7 @@ def absolute(root: str) -> str:
 
 def _files(root: str) -> dict[str, int]:
     """Path relative to the root (empty for a root that is a file) -> bytes."""
-    from pyarrow import fs
+    from pyarrow import ArrowException, fs
 
     system, base = file_system(root)
     try:
@@ -61,8 +61,8 @@ def _files(root: str) -> dict[str, int]:
         if info.type == fs.FileType.File:
             return {"": info.size}
         inside = system.get_file_info(fs.FileSelector(base, recursive=True))
-    except OSError as error:
-        raise BadInput(where="dataset.root", rule=f"cannot be read: {error}", value=root) from error
+    except (OSError, ArrowException) as error:
+        raise BadInput(where="dataset.root", rule=f"cannot be read: {said(error)}", value=root) from error
     found = {i.path[len(base) :].lstrip("/"): i.size for i in inside if i.type == fs.FileType.File}
     found = {path: size for path, size in sorted(found.items()) if path.endswith(".parquet")}
     if not found:
