@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 PATIENCE = 30.0  # seconds for which a failing storage is asked again
 ANSWER = 10.0  # seconds for the first answer of a storage
+RETRIES = 2.0  # seconds of Google's own, of which the last pause may be as long again; then our patience
 CONNECTING, REQUEST = 3.0, 20.0  # seconds of one request
 AT_ONCE = 8  # files that are transferred side by side
 PIECE = 8 * 2**20  # bytes
@@ -363,7 +364,7 @@ def _google(address: Address) -> FileSystem:
     options = dict(address.options)
     return GcsFileSystem(
         anonymous=address.key == "anonymous", scheme=options.get("scheme", "https"),
-        endpoint_override=options.get("endpoint_override"), retry_time_limit=timedelta(seconds=ANSWER / 2),
+        endpoint_override=options.get("endpoint_override"), retry_time_limit=timedelta(seconds=RETRIES),
     )
 
 
