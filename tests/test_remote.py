@@ -53,7 +53,9 @@ def written(kept: Store, content: bytes = b"weights") -> Store:
 # --- addresses ---
 
 
-@pytest.mark.parametrize("uri", ["s3://b/p/q", "s3://k:a%2Fb@b/p?region=eu-1&scheme=http", "gs://b", "gs://anonymous@b/p"])
+@pytest.mark.parametrize("uri", [
+    "s3://b/p/q", "s3://k:a%2Fb@b/p?region=eu-1&scheme=http", "gs://b", "gs://anonymous@b/p",
+])
 def test_a_uri_is_read_and_written(uri):
     found = Address.of(uri)
     assert Address.of(found.uri) == found

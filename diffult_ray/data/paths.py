@@ -12,7 +12,7 @@ from diffult_ray.errors import BadInput
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
 
-RETRIES = 30  # seconds
+RETRIES = 30  # seconds for which Google Cloud's client asks a server again that does not answer
 
 
 def local_folder(root: str) -> Path:
