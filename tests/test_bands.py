@@ -43,9 +43,11 @@ def literal_statistics(features, labels, num_classes, normalise):
     return np.stack(centres), np.array(diameters)
 
 
-@pytest.fixture(params=[2**22, 7], ids=["one block", "many blocks"])
+@pytest.fixture(params=[(2**22, 128), (7, 4)], ids=["one block", "many blocks"])
 def block(request, monkeypatch):
-    monkeypatch.setattr(bands, "_BLOCK_NUMBERS", request.param)
+    numbers, group = request.param
+    monkeypatch.setattr(bands, "_BLOCK_NUMBERS", numbers)
+    monkeypatch.setattr(bands, "_GROUP", group)
 
 
 @pytest.mark.parametrize("normalise", [False, True])
@@ -151,7 +153,7 @@ def test_nearest_real_of_a_class_without_images_is_over_all_classes():
     assert (index.tolist(), distance.tolist()) == ([1], [1.0])
 
 
-def test_nearest_real_of_a_copy_is_at_zero_and_does_not_depend_on_the_batch():
+def test_nearest_real_of_a_copy_is_at_zero_and_does_not_depend_on_the_batch(block):
     real, real_labels = sample([40], d=64, offset=300.0)
     real = torch.cat([real, real])  # each of them twice: the first is the one to be named
     real_labels = torch.cat([real_labels, real_labels])
@@ -163,6 +165,20 @@ def test_nearest_real_of_a_copy_is_at_zero_and_does_not_depend_on_the_batch():
     for i in range(0, 80, 7):
         one = nearest_real(near[i : i + 1], real_labels[i : i + 1], real, real_labels)
         assert (one[0][0], one[1][0]) == (whole[0][i], whole[1][i])
+
+
+def test_the_last_of_many_real_samples_is_found_and_the_first_of_its_copies(block):
+    real = torch.eye(301)
+    real[290] = real[7]
+    index, distance = nearest_real(real, torch.zeros(301), real, torch.zeros(301))
+    assert index.tolist() == [*range(290), 7, *range(291, 301)]
+    assert distance.tolist() == [0.0] * 301
+
+
+def test_features_that_are_not_numbers_are_at_no_distance(block):
+    real, real_labels = sample([30])
+    index, distance = nearest_real(real * torch.nan, real_labels, real, real_labels)
+    assert index.tolist() == [0] * 30 and bool(distance.isnan().all())
 
 
 def test_nearest_real_needs_real_samples():

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 BANDS = ("ID", "AID", "OOD")
 _BLOCK_NUMBERS = 2**22  # of a block: 32 MiB in float64
+_GROUP = 128  # most columns of a block that are compared one by one
 _TIE = 1e-13  # rounding of a float64 dot product, relative to the squared norms
 
 
@@ -113,10 +114,8 @@ def nearest_real(
         candidates = (real_labels == label).nonzero().squeeze(1)
         if len(candidates) == 0:
             candidates = torch.arange(len(real_labels), device=real_labels.device)
-        real = real_features[candidates].double()
-        for rows in asked.split(_block_rows(real)):
-            nearest, distance[rows] = _nearest(features[rows].double(), real)
-            index[rows] = candidates[nearest]
+        nearest, distance[asked] = _nearest(features[asked], real_features[candidates].double())
+        index[asked] = candidates[nearest]
     return index, distance
 
 
@@ -297,11 +296,33 @@ def _diameter(points: Tensor) -> Tensor:
 
 
 def _nearest(points: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
-    """Index and distance of the nearest of real [n, d] for each of points [m, d]."""
+    """Index and distance of the nearest of real [n, d], float64, for each of points [m, d].
+
+    A block of products is read once, for the least of each group of columns: the nearest is looked for in
+    the first group that may have it.
+    """
+    groups = -(-len(real) // _GROUP)
+    width = -(-len(real) // groups)
     centre = real.mean(dim=0)
-    points, real = points - centre, real - centre
-    squares = real.square().sum(dim=1)
-    squared = torch.addmm(squares, points, real.T, alpha=-2)  # |point|^2 changes no minimum
-    rounding = _TIE * (points.square().sum(dim=1, keepdim=True) + squares.max())
-    nearest = (squared <= squared.amin(dim=1, keepdim=True) + rounding).byte().argmax(dim=1)
-    return nearest, (points - real[nearest]).norm(dim=1)
+    real = real - centre
+    squares = real.square().sum(dim=1, keepdim=True)
+    # With (-2 point, 1) the product is |real|^2 - 2 real point; |point|^2 changes no minimum.
+    table = real.new_zeros(groups * width, real.shape[1] + 1)
+    table[:, -1] = torch.inf  # of the rows that fill the last group
+    table[: len(real)] = torch.cat([real, squares], dim=1)
+    blocks = points.split(_block_rows(table))
+    room = table.new_empty(len(blocks[0]), len(table))
+    found = []
+    for part in blocks:
+        block = part.double() - centre
+        asked = torch.cat([-2 * block, block.new_ones(len(block), 1)], dim=1)
+        squared = torch.matmul(asked, table.T, out=room[: len(block)]).view(-1, groups, width)
+        least = squared.amin(dim=2)
+        rounding = _TIE * (block.square().sum(dim=1, keepdim=True) + squares.max())
+        edge = least.amin(dim=1, keepdim=True) + rounding
+        group = (least <= edge).byte().argmax(dim=1)
+        one_each = torch.arange(len(block), device=block.device)
+        nearest = group * width + (squared[one_each, group] <= edge).byte().argmax(dim=1)
+        found.append((nearest, (block - real[nearest]).norm(dim=1)))
+    indices, distances = zip(*found, strict=True)
+    return torch.cat(indices), torch.cat(distances)
