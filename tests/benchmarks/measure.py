@@ -127,7 +127,8 @@ def hardware() -> str:
     import torch
 
     bf16 = " with bf16" if torch.cpu._is_avx512_bf16_supported() else ""
-    instructions = torch.backends.cpu.get_cpu_capability() + bf16
+    amx = ", AMX" if torch.cpu._is_amx_tile_supported() else ""
+    instructions = torch.backends.cpu.get_cpu_capability() + bf16 + amx
     told = f"{_processor()} ({instructions}), {len(os.sched_getaffinity(0))} cores"
     return f"{told}, {torch.cuda.get_device_name()}" if torch.cuda.is_available() else f"{told}, no GPU"
 
