@@ -253,7 +253,7 @@ def test_only_float32_of_larger_images_on_a_processor_is_arranged(given, precisi
 def test_with_bf16_instructions_a_narrow_classifier_is_in_float32_all_the_same(
     monkeypatch, architecture, given, amx, is_float32
 ):
-    """Of which it is the faster; with AMX, or where channels are many, it is not known to be."""
+    """Of which it is the faster; with AMX, or where channels are many, it is not."""
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     model, _, precision = placed(given, architecture=architecture, precision="auto")

@@ -204,8 +204,7 @@ def placed_classifier(
 
     `tuned`, on a CPU and in float32, the convolutions of a ResNet's basic blocks are Winograd's, and what
     lies between them is one pass: the same function but for rounding. Where all channels are few that is
-    faster than torch's in bf16, and what `auto` takes (docs/RESULTS.md); with AMX, where nobody has compared
-    the two, bf16 stays.
+    faster than torch's in bf16, and what `auto` takes, but with AMX, where it is not (docs/RESULTS.md).
     """
     layout = memory_format(on, image_size, network="classifier")
     model = model.to(on, memory_format=layout)
