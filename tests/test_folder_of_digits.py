@@ -67,3 +67,47 @@ def test_streamed_means_streamed(results):
         assert files.read_json(split / "split.json")["streamed"] == (loading == "stream")
         pixels = {p.name for p in split.glob("*.safetensors")}
         assert bool(pixels) == (loading != "stream")
+
+
+CROPS = """
+name: crops
+experiment:
+  dataset: {{name: folder, root: '{root}', loading: stream, image_size: 16, profile: exp, test_per_class: 30,
+            imbalance_factor: 20, max_per_class: 60, validation_per_class: 4}}
+  extractor: &recipe {{architecture: cnn, steps: 60, batch_size: 32, augmentation: resized_crop, jitter: 0.4}}
+  generator: {{channels: [16, 32], blocks: 1, attention: [], steps: 20, batch_size: 32, warmup_steps: 5}}
+  generation: {{per_class: 30, sampler: heun, steps: 3}}
+  classifier: *recipe
+  quality: {{images: 100, reference: *recipe}}
+  resources: {{extractor: {{readers: {readers}}}, classifier: {{readers: {readers}}}}}
+tracking: {{enabled: false}}
+search:
+  - {{method: {{grid: [mixup]}}, synthetic: {{grid: [false, true]}}}}
+  - {{method: {{grid: [ce, diffult]}}}}
+"""
+
+
+@pytest.fixture(scope="module")
+def photographs(root, tmp_path_factory) -> Path:
+    """The digits in colour, each of a size of its own."""
+    folder, drawn = tmp_path_factory.mktemp("photographs"), np.random.default_rng(0)
+    for path in sorted(root.glob("train/*/*.png")):
+        grey = np.asarray(Image.open(path).resize(drawn.integers(20, 60, size=2)))
+        tinted = grey[:, :, None] * drawn.uniform(0.6, 1.0, size=3)
+        there = folder / path.relative_to(root)
+        there.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(tinted.astype(np.uint8)).save(there)
+    return folder
+
+
+def test_a_sweep_on_crops_of_streamed_images_ends_alike_whoever_reads_them(new_door, photographs):
+    found = []
+    for readers in (1, 2):
+        door = new_door(CROPS.format(root=photographs, readers=readers))
+        done = door.run()
+        assert done.returncode == 0, done.stdout + done.stderr
+        found.append(pd.read_parquet(door.storage / "sweeps" / "crops" / "results.parquet"))
+    one, two = (each.drop(columns=MEASURED) for each in found)
+    assert len(one) == 4 and (one["status"] == "done").all()
+    assert sorted(one["generated"] > 0) == [False, False, True, True]
+    pd.testing.assert_frame_equal(one, two)
