@@ -187,6 +187,17 @@ def test_unreadable_file(folder):
         make_split(section(folder))
 
 
+@pytest.mark.parametrize(("path", "message"), [
+    ("train/stray.png", "train/stray.png is in no class's folder"),
+    ("train/ant/two\nlines.png", "two.*lines.png has a name that is not printable text"),
+])
+def test_an_image_that_has_no_class_or_a_name_that_cannot_be_told(folder, path, message):
+    write(folder / path, encoded(picture(1), "PNG"))
+    with pytest.raises(BadInput, match=f"1 of 22 images are faulty: .*{message}") as refused:
+        make_split(section(folder))
+    assert "\n" not in str(refused.value)
+
+
 def test_link_to_a_folder_outside(folder, tmp_path_factory):
     away = write_folder(tmp_path_factory.mktemp("away"), {"owl": {"x": 3}})
     os.symlink(away / "owl" / "x", folder / "train" / "dog")
