@@ -202,9 +202,9 @@ def placed_classifier(
 ) -> tuple[torch.nn.Module, torch.memory_format, str]:
     """A classifier to be trained, on its device, the layout that it and its images have, and its precision.
 
-    `tuned`, on a CPU and in float32, the convolutions of a ResNet's basic blocks are Winograd's, and what
-    lies between them is one pass: the same function but for rounding. Where all channels are few that is
-    faster than torch's in bf16, and what `auto` takes, but with AMX, where it is not (docs/RESULTS.md).
+    `tuned` and on a CPU, what lies between the convolutions of a ResNet's basic blocks is one pass, and in
+    float32 the convolutions themselves are Winograd's: the same function but for rounding. Where all channels
+    are few that is faster than bf16, and what `auto` takes, but with AMX, where it is not (docs/RESULTS.md).
     """
     layout = memory_format(on, image_size, network="classifier")
     model = model.to(on, memory_format=layout)
@@ -212,8 +212,9 @@ def placed_classifier(
     has_amx = torch.cpu._is_amx_tile_supported()
     if may and precision == "auto" and _is_narrow(model) and not has_amx and native.available():
         precision = "float32"
-    if may and not uses_bf16(on, precision, image_size):
+    if may:
         blocks.rectified_residuals(model)
+    if may and not uses_bf16(on, precision, image_size):
         blocks.winograd_convolutions(model, fewest=native.LANES)
     return model, layout, precision
 

@@ -2,10 +2,16 @@
 
 #include <omp.h>
 #include <stddef.h>
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
 
 typedef float lanes __attribute__((vector_size(64)));
 typedef int whole __attribute__((vector_size(64)));
+typedef unsigned naturals __attribute__((vector_size(64)));
 typedef float anywhere __attribute__((vector_size(64), aligned(4)));
+typedef unsigned short narrow_lanes __attribute__((vector_size(32)));
+typedef unsigned short narrow_anywhere __attribute__((vector_size(32), aligned(2)));
 
 enum { LANES = 16 };
 
@@ -13,6 +19,41 @@ enum { LANES = 16 };
 
 INLINE lanes at(const float *p) { return *(const anywhere *)p; }
 INLINE void put(float *p, lanes x) { *(anywhere *)p = x; }
+
+/* Sixteen bf16, the upper halves of floats, as floats, and such, rounded to the nearest and of two as near to the even
+   one. gcc takes what both are here apart and through memory, where it is not told the instruction. */
+INLINE lanes widened(narrow_lanes x)
+{
+#ifdef __AVX512F__
+    return (lanes)((naturals)_mm512_cvtepu16_epi32((__m256i)x) << 16);
+#else
+    return (lanes)(__builtin_convertvector(x, naturals) << 16);
+#endif
+}
+
+INLINE narrow_lanes narrowed(lanes x)
+{
+#ifdef __AVX512BF16__
+    return (narrow_lanes)_mm512_cvtneps_pbh((__m512)x);
+#else
+    naturals none = (naturals)(x != x), upper = ((naturals)x + 0x7fff + ((naturals)x >> 16 & 1)) >> 16;
+    return __builtin_convertvector((upper & ~none) | (none & 0x7fc0), narrow_lanes);
+#endif
+}
+
+/* `at` and `put` of the i-th number, and those after it, of an array of floats, or, if it is `narrow`, of bf16. */
+INLINE lanes number(const void *p, size_t i, int narrow)
+{
+    return narrow ? widened(*(const narrow_anywhere *)((const short *)p + i)) : at((const float *)p + i);
+}
+
+INLINE void store(void *p, size_t i, lanes x, int narrow)
+{
+    if (narrow)
+        *(narrow_anywhere *)((short *)p + i) = narrowed(x);
+    else
+        put((float *)p + i, x);
+}
 
 /* x but where z is 0 or less. What is no number stays none. */
 INLINE lanes above(lanes z, lanes x) { return (lanes)(~(z <= 0) & (whole)x); }

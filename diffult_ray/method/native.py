@@ -21,10 +21,15 @@ FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
 LANES = 16  # channels at a time
 
 
-def takes(x: torch.Tensor) -> bool:
-    """Whether C can work on a tensor: float32 of a processor, without autocast, not under torch.compile."""
-    plain = x.is_cpu and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-    return plain and not torch.compiler.is_compiling() and available()
+def takes(x: torch.Tensor, *, narrow: bool = False) -> bool:
+    """Whether C can work on a tensor: float32 of a processor, without autocast, not under torch.compile.
+
+    Args:
+        narrow: what is asked for has a form for bf16, too, with autocast or without.
+    """
+    plain = x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    fits = x.is_cpu and (plain or (narrow and x.dtype == torch.bfloat16))
+    return fits and not torch.compiler.is_compiling() and available()
 
 
 def compiler() -> str | None:

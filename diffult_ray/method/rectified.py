@@ -20,8 +20,8 @@ def relu_of_batch_norm(
 ) -> torch.Tensor:
     """`functional.relu(norm(x) + aside)`, with the same running moments.
 
-    torch's own but for channels-last images in float32 on a processor, whose channels 16 divides, in training
-    or without gradients.
+    torch's own but for channels-last images in float32 or bf16 on a processor, whose channels 16 divides, in
+    training or without gradients. Of bf16 only the result is rounded, where torch rounds between the three.
 
     Args:
         x: [n, C, H, W].
@@ -45,9 +45,11 @@ def takes(norm: torch.nn.BatchNorm2d, x: torch.Tensor, aside: torch.Tensor | Non
     plain = norm.affine and norm.track_running_stats and norm.momentum is not None
     return (
         plain and x.shape[1] % native.LANES == 0 and x.numel() > x.shape[1]
+        and norm.weight.dtype == torch.float32
         and (norm.training or not torch.is_grad_enabled())
         and all(
-            each.is_contiguous(memory_format=torch.channels_last) and native.takes(each)
+            each.is_contiguous(memory_format=torch.channels_last) and native.takes(each, narrow=True)
+            and each.dtype == x.dtype
             for each in (x, aside) if each is not None
         )
     )
@@ -124,8 +126,8 @@ def backward(
     return for_others
 
 
-def _shape(x: torch.Tensor) -> list[ctypes.c_size_t]:
-    return sizes(len(x), x.shape[2] * x.shape[3], x.shape[1])
+def _shape(x: torch.Tensor) -> list[ctypes.c_size_t | ctypes.c_int]:
+    return [*sizes(len(x), x.shape[2] * x.shape[3], x.shape[1]), ctypes.c_int(x.dtype == torch.bfloat16)]
 
 
 class _Activation(torch.autograd.Function):
