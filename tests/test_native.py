@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 
 from diffult_ray.method import blocks, device, native
-from diffult_ray.method.normalised import silu_of_group_norm
+from diffult_ray.method.normalised import group_norm, silu_of_group_norm
 from diffult_ray.models.dropout import Dropout
 
 compiles = pytest.mark.skipif(native.compiler() is None, reason="no C compiler is at hand")
@@ -32,8 +32,8 @@ def results(function, leaves: list[torch.Tensor], groups: int) -> list[torch.Ten
     """The output, and the gradients of its weighted sum."""
     x, weight, bias = leaves
     y = function(x, groups, weight, bias, 1e-5)
-    weights = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view(y.shape)
-    return [y.detach(), *torch.autograd.grad((weights * y).sum(), leaves)]
+    upstream = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).bfloat16()
+    return [y.detach(), *torch.autograd.grad(y, leaves, upstream.to(y.dtype))]
 
 
 def doubled(leaves: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -52,6 +52,40 @@ def test_group_norm_and_silu_are_torchs(n, channels, side, groups):
     assert ours[0].is_contiguous(memory_format=torch.channels_last)
     for found, wanted in zip(ours, exact, strict=True):
         assert (found - wanted).norm() <= 2e-6 * wanted.norm()
+
+
+@compiles
+@pytest.mark.parametrize(("n", "channels", "side", "groups"), SHAPES)
+def test_a_group_norm_alone_is_torchs(n, channels, side, groups):
+    def torchs(x, groups, weight, bias, eps):
+        return functional.group_norm(x, groups, weight, bias, eps)
+
+    leaves = given(n, channels, side)
+    ours, exact = results(group_norm, leaves, groups), results(torchs, doubled(leaves), groups)
+    assert ours[0].is_contiguous(memory_format=torch.channels_last)
+    for found, wanted in zip(ours, exact, strict=True):
+        assert (found - wanted).norm() <= 2e-6 * wanted.norm()
+
+
+@compiles
+@pytest.mark.parametrize("function", [silu_of_group_norm, group_norm])
+@pytest.mark.parametrize(("n", "channels", "side", "groups"), SHAPES)
+def test_of_bf16_they_are_as_near_as_its_8_bits_allow(n, channels, side, groups, function):
+    leaves = given(n, channels, side)
+    rounded = [leaves[0].detach().bfloat16().requires_grad_(), *leaves[1:]]
+
+    def torchs(x, groups, weight, bias, eps):
+        y = functional.group_norm(x, groups, weight, bias, eps)
+        return functional.silu(y) if function is silu_of_group_norm else y
+
+    given_to = (function, rounded), (torchs, rounded), (torchs, doubled(rounded))
+    found = [results(by, each, groups) for by, each in given_to]
+    assert [each.dtype for each in found[0]] == [torch.bfloat16] * 2 + [torch.float32] * 2
+    assert found[0][0].is_contiguous(memory_format=torch.channels_last)
+    for ours, usual, exact in zip(*found, strict=True):
+        assert (ours - exact).norm() <= max(2**-8 * exact.norm(), 1.1 * (usual - exact).norm())
+    for ours, exact in zip(found[0][2:], found[2][2:], strict=True):
+        assert (ours - exact).norm() <= 1e-5 * exact.norm()
 
 
 @compiles
@@ -78,6 +112,22 @@ def test_a_dropout_behind_them_keeps_what_it_drew(n, channels, side, groups, p):
 
 
 @compiles
+def test_in_bf16_a_dropout_keeps_the_same():
+    leaves, dropout = given(3, 32, 8), Dropout(0.25)
+    torch.manual_seed(0)
+    drawn = dropout.draw(leaves[0])
+
+    def ours(*arguments) -> torch.Tensor:
+        return silu_of_group_norm(*arguments, drawn)
+
+    exact = results(ours, leaves, 8)
+    found = results(ours, [leaves[0].detach().bfloat16().requires_grad_(), *leaves[1:]], 8)
+    assert torch.equal(found[0] == 0, exact[0] == 0)
+    for a, b in zip(found, exact, strict=True):
+        assert (a - b).norm() <= 0.01 * b.norm()
+
+
+@compiles
 @pytest.mark.parametrize(("centre", "spread"), [(0, 1e-3), (1000, 1), (0, 1e4), (-5, 0)])
 def test_it_loses_no_more_than_torch_where_numbers_are_large_or_alike(centre, spread):
     leaves = given(2, 32, 8, centre, spread)
@@ -100,13 +150,13 @@ def test_silu_far_from_zero():
 def test_it_is_torchs_own_where_c_does_not_fit():
     x, weight, bias = given(2, 32, 8)
     few = given(2, 24, 8)
-    for leaves in ([x.contiguous(), weight, bias], few, doubled([x, weight, bias])):
+    all_rounded = [each.bfloat16() for each in (x, weight, bias)]
+    for leaves in ([x.contiguous(), weight, bias], few, doubled([x, weight, bias]), all_rounded):
         told = leaves[0], 8, *leaves[1:], 1e-5
         assert torch.equal(silu_of_group_norm(*told), usual(*told))
-    with device.autocast(torch.device("cpu"), "bf16", 16):
-        rounded = x.bfloat16()
-        ours = silu_of_group_norm(rounded, 8, weight, bias, 1e-5)
-        assert torch.equal(ours, usual(rounded, 8, weight, bias, 1e-5))
+    with device.autocast(torch.device("cpu"), "bf16", 16):  # which may turn float32 into something else
+        told = x, 8, weight, bias, 1e-5
+        assert torch.equal(silu_of_group_norm(*told), usual(*told))
 
 
 @pytest.mark.parametrize(

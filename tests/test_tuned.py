@@ -70,16 +70,19 @@ def test_gradients_of_a_tuned_network(given):
         torch.testing.assert_close(tuned, usual, rtol=1e-3, atol=1e-6)
 
 
-# Too narrow for Winograd's convolutions, which are made for channels-last; then with them.
-@pytest.mark.parametrize(("layout", "channels", "each"), [
-    (torch.contiguous_format, (32, 48), 1), (torch.channels_last, (64, 64), 1),
-    (torch.channels_last, (64, 64), 2),
+# Too narrow for Winograd's convolutions, which are made for channels-last; then with them; without, in bf16.
+@pytest.mark.parametrize(("layout", "channels", "each", "precision"), [
+    (torch.contiguous_format, (32, 48), 1, "float32"), (torch.channels_last, (64, 64), 1, "float32"),
+    (torch.channels_last, (64, 64), 2, "float32"), (torch.channels_last, (64, 64), 1, "bf16"),
+    (torch.channels_last, (64, 64), 2, "bf16"),
 ])
-def test_gradients_on_a_cpu_lie_as_their_weights_do(layout, channels, each):
+def test_gradients_on_a_cpu_lie_as_their_weights_do(layout, channels, each, precision):
     """Else DDP, whose buckets lie so, copies them and warns."""
-    model = device.tuned(network(channels=channels), Allotment()).to(memory_format=layout)
+    rounded = precision == "bf16"
+    model = device.tuned(network(channels=channels), Allotment(), rounded=rounded).to(memory_format=layout)
     x, times, labels = batch()
-    output = model(x.contiguous(memory_format=layout), times, labels.repeat(each)).sample
+    with device.autocast(CPU, precision, 16):
+        output = model(x.contiguous(memory_format=layout), times, labels.repeat(each)).sample
     output.square().mean().backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad.stride() == parameter.stride(), name
@@ -131,14 +134,17 @@ def test_a_processor_convolves_less_for_a_second_label_and_for_what_is_upsampled
     assert 2 * products(tuned, labels) - products(tuned, both) == once
 
 
-def test_in_bf16_a_tuned_network_is_as_near_float32_as_an_untuned_one():
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_in_bf16_a_tuned_network_is_as_near_float32_as_an_untuned_one(layout):
     """Output and gradients for two labels an image; of bf16's 8 bits, sums of weights lose no more."""
     x, times, labels = batch()
     found = []
     for tuned, precision in ((False, "float32"), (False, "bf16"), (True, "bf16")):
-        model = device.tuned(network(), Allotment(tuned=tuned))
+        model = device.tuned(network(), Allotment(tuned=tuned), rounded=precision == "bf16")
+        model = model.to(memory_format=layout)
         with device.autocast(CPU, precision, 16):
-            output = model(x, times, torch.cat([labels, (labels + 1) % 4])).sample.float()
+            shown = x.contiguous(memory_format=layout)
+            output = model(shown, times, torch.cat([labels, (labels + 1) % 4])).sample.float()
         (output * torch.linspace(-1, 1, output.numel()).view(output.shape)).sum().backward()
         found.append([output.detach(), torch.cat([p.grad.flatten() for p in model.parameters()])])
     for exact, usual, ours in zip(*found, strict=True):

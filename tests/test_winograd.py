@@ -153,19 +153,20 @@ def network(channels: tuple[int, ...] = (64, 64)) -> torch.nn.Module:
 
 
 @compiles
-@pytest.mark.parametrize(
-    ("has", "settings", "resources"),
-    [
-        (True, {}, {}), (True, {"trains": False}, {}), (False, {"rounded": True}, {}),
-        (False, {}, {"tuned": False}), (False, {}, {"compile": True}), (False, {}, {"gpus": 1}),
-    ],
-)
-def test_wide_networks_have_it_on_a_cpu_in_float32(has, settings, resources):
-    model = device.tuned(network(), Allotment(**resources), **settings)
+@pytest.mark.parametrize(("has", "lasts", "settings", "resources"), [
+    (True, True, {}, {}), (True, True, {"trains": False}, {}),
+    (False, True, {"precision": "bf16"}, {}), (False, True, {"precision": "bf16", "trains": False}, {}),
+    (False, False, {"precision": "bf16"}, {"compile": True}),
+    (False, False, {"precision": "bf16"}, {"tuned": False}), (False, False, {}, {"tuned": False}),
+    (False, False, {}, {"compile": True}), (False, False, {}, {"gpus": 1}),
+])  # fmt: skip
+def test_wide_networks_have_it_on_a_cpu_in_float32(has, lasts, settings, resources):
+    """And are channels-last where C has the norms."""
+    given, settings = Allotment(**resources), {"precision": "float32", **settings}
+    model, layout = device.placed(network(), given, CPU, **settings)
     assert blocks.has_winograd(model) == has
-    lasts = torch.channels_last if has else torch.contiguous_format
-    assert device.memory_format(CPU, 16, network="unet", model=model) == lasts
-    narrow = device.tuned(network((32, 48)), Allotment(**resources), **settings)
+    assert layout == (torch.channels_last if lasts else torch.contiguous_format)
+    narrow, _ = device.placed(network((32, 48)), given, CPU, **settings)
     assert not blocks.has_winograd(narrow)
 
 
@@ -177,9 +178,7 @@ def test_a_network_with_it_is_the_same_function(each):
     x, times = torch.randn(8, 3, 16, 16, generator=rng), torch.arange(8)
     labels, found = torch.randint(0, 4, (each * 8,), generator=rng), []
     for tuned in (False, True):
-        model = device.tuned(network(), Allotment(tuned=tuned))
-        layout = device.memory_format(CPU, 16, network="unet", model=model)
-        model = model.to(memory_format=layout)
+        model, layout = device.placed(network(), Allotment(tuned=tuned), CPU, precision="float32")
         y = model(x.contiguous(memory_format=layout), times, labels).sample
         y, *grads = results(y, list(model.parameters()))
         found.append([y, torch.cat([grad.flatten() for grad in grads])])

@@ -14,6 +14,8 @@ from types import MethodType
 import torch
 from torch.nn import functional
 
+from diffult_ray.method.normalised import group_norm
+
 
 def fold_attention(unet: torch.nn.Module) -> None:
     """Attention of a diffusers U-Net in two linear maps, its products plain ones, and in its input's layout.
@@ -41,7 +43,9 @@ def _is_plain(attn: torch.nn.Module) -> bool:
 def _attention(attn: torch.nn.Module, x: torch.Tensor, temb: torch.Tensor | None = None) -> torch.Tensor:
     """Of x [n, C, H, W]; the embeddings, which diffusers gives it, have no part in it."""
     n, c, height, width = x.shape
-    positions = attn.group_norm(x).permute(0, 2, 3, 1).reshape(n, height * width, c).contiguous()
+    norm = attn.group_norm
+    normed = group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
+    positions = normed.permute(0, 2, 3, 1).reshape(n, height * width, c).contiguous()
     to_scores, scores_bias, to_output, output_bias = _folded(attn)
     seen = functional.linear(positions, to_scores, scores_bias)
     rows = torch.bmm(seen, positions.mT).softmax(dim=-1)

@@ -32,6 +32,13 @@ def plain_residuals(unet: torch.nn.Module) -> None:
             module.forward = MethodType(_residual, module)
 
 
+def one_last_activation(unet: torch.nn.Module) -> None:
+    """The norm and the SiLU before the last convolution in one."""
+    if isinstance(unet.conv_act, torch.nn.SiLU):
+        unet.conv_norm_out.forward = MethodType(_normed_and_active, unet.conv_norm_out)
+        unet.conv_act = torch.nn.Identity()
+
+
 def transposed_upsampling(unet: torch.nn.Module) -> None:
     """Upsampling as one transposed convolution, with 16 products for each pixel to be doubled instead of 36.
 
@@ -166,11 +173,11 @@ def _convolved(
 def _pointwise(conv: torch.nn.Conv2d, x: torch.Tensor, skip: torch.Tensor | None = None) -> torch.Tensor:
     """A 1x1 convolution of x [m n, C, H, W], beside skip [n, D, H, W] where there is one.
 
-    Of channels-last images in float32 it is a product of matrices, which is faster. The weights' gradient is
-    then channels-last, as they are.
+    Of channels-last images on a processor it is a product of matrices, which is faster. The weights' gradient
+    is then channels-last, as they are.
     """
     weight, by = conv.weight, functional.conv2d
-    if x.is_contiguous(memory_format=torch.channels_last) and native.takes(x):
+    if x.is_contiguous(memory_format=torch.channels_last) and native.takes(x, narrow=True):
         weight, by = weight.permute(0, 2, 3, 1).flatten(1), _product
     if skip is None:
         return by(x, weight, conv.bias)
@@ -191,6 +198,10 @@ def _active(
     drawn = dropout.draw(x) if isinstance(dropout, Dropout) else None
     y = silu_of_group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps, drawn)
     return y if dropout is None or drawn is not None else dropout(y)
+
+
+def _normed_and_active(norm: torch.nn.GroupNorm, x: torch.Tensor) -> torch.Tensor:
+    return silu_of_group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
 
 
 def _residual_beside(
@@ -323,7 +334,7 @@ def _forward_once(
         own, skips = skips[-len(block.resnets) :], skips[: -len(block.resnets)]
         x = block(x, own, temb)
     x = _last_block(unet.up_blocks[-1], x, skips, temb)
-    return UNet2DOutput(sample=unet.conv_out(_active(unet.conv_norm_out, x)))
+    return UNet2DOutput(sample=unet.conv_out(unet.conv_act(unet.conv_norm_out(x))))
 
 
 def _last_block(

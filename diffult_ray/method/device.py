@@ -132,18 +132,18 @@ def memory_format(
     *,
     network: str,
     trains: bool = True,
-    model: torch.nn.Module | None = None,
+    in_c: bool = False,
 ) -> torch.memory_format:
-    """channels-last where it pays: on GPUs, and on CPUs from 16 pixels on, but not where a U-Net trains.
+    """channels-last where it pays: on GPUs, on CPUs from 16 pixels on, but not where torch's U-Net trains.
 
-    On a CPU a U-Net with its group norms and concatenations trains faster contiguous (bf16 at 32x32:
-    1.7 times against 1.2 times, tests/benchmarks/precision.py), but for one with Winograd's convolutions.
+    On a CPU that, with its group norms, trains faster contiguous (bf16 at 32x32: 1.7 times against 1.2
+    times, tests/benchmarks/precision.py).
 
     Args:
         network: "classifier" or "unet".
-        model: the network itself, which `tuned` has arranged.
+        in_c: norms are ours in C, which are made for channels-last, and so are wide convolutions.
     """
-    lasts = network == "classifier" or not trains or (model is not None and blocks.has_winograd(model))
+    lasts = network == "classifier" or not trains or in_c
     pays = device.type == "cuda" or (lasts and _is_large(device, image_size))
     return torch.channels_last if pays else torch.contiguous_format
 
@@ -172,6 +172,7 @@ def tuned(
     if given.gpus > 0 and given.compile:
         blocks.channels_last_throughout(model)
     if on_cpu:
+        blocks.one_last_activation(model)
         blocks.transposed_upsampling(model)
     if on_cpu and _attends(model) <= FEW_POSITIONS:
         fold_attention(model)
@@ -192,8 +193,11 @@ def placed(
 ) -> tuple[torch.nn.Module, torch.memory_format]:
     """A diffusers U-Net as `tuned` arranges it, on its device, and the layout that it and its images have."""
     size = model.config.sample_size
-    model = tuned(model, given, rounded=uses_bf16(on, precision, size), trains=trains)
-    layout = memory_format(on, size, network="unet", trains=trains, model=model)
+    rounded = uses_bf16(on, precision, size)
+    model = tuned(model, given, rounded=rounded, trains=trains)
+    on_cpu = given.tuned and not given.compile and given.gpus <= 0
+    in_c = blocks.has_winograd(model) or (rounded and on_cpu and native.available())
+    layout = memory_format(on, size, network="unet", trains=trains, in_c=in_c)
     return model.to(on, memory_format=layout), layout
 
 

@@ -69,5 +69,10 @@ def sizes(*numbers: int) -> list[ctypes.c_size_t]:
     return [ctypes.c_size_t(n) for n in numbers]
 
 
+def is_narrow(x: torch.Tensor) -> ctypes.c_int:
+    """Whether C reads a tensor as bf16, and not as float."""
+    return ctypes.c_int(x.dtype == torch.bfloat16)
+
+
 def lasts(x: torch.Tensor) -> torch.Tensor:
     return x.contiguous(memory_format=torch.channels_last)

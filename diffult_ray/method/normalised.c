@@ -1,7 +1,7 @@
-/* Group norms with the SiLU and the dropout behind them, of float32 images in channels-last, and their gradients.
+/* Group norms, with the SiLU and the dropout behind them or without, of images in channels-last, and their gradients.
 
-   Images are [n, pixels, channels], channels a multiple of 16. A thread has an image at a time, which its
-   cache holds from one pass to the next. */
+   Images are [n, pixels, channels], channels a multiple of 16: float, or bf16 if they are `narrow`. All else is float.
+   A thread has an image at a time, which its cache holds from one pass to the next. */
 
 #include "lanes.h"
 
@@ -34,9 +34,10 @@ INLINE lanes power_of_e(lanes x)
 
 INLINE lanes sigmoid(lanes z) { return 1 / (1 + power_of_e(least(-z, (lanes){0} + 87))); }
 
-/* Each group's mean and the inverse of its standard deviation, of x [pixels, channels]. */
-static void moments(
-    const float *x, float *mean, float *inverse, float *sums, size_t pixels, size_t channels, size_t groups, float eps)
+/* Each group's mean and the inverse of its standard deviation, of x [pixels, channels] from its number `first` on. */
+INLINE void moments(
+    const void *x, size_t first, float *mean, float *inverse, float *sums, size_t pixels, size_t channels,
+    size_t groups, float eps, int narrow)
 {
     size_t each = channels / groups;
     float centre[channels];
@@ -47,7 +48,7 @@ static void moments(
         }
         for (size_t p = 0; p < pixels; p++)
             for (size_t c = 0; c < channels; c += LANES) {
-                lanes d = at(x + p * channels + c) - at(centre + c);
+                lanes d = number(x, first + p * channels + c, narrow) - at(centre + c);
                 put(sums + c, at(sums + c) + (second ? d * d : d));
             }
         for (size_t g = 0; g < groups; g++) {
@@ -98,73 +99,98 @@ INLINE lanes times(lanes x, unsigned short word, float by)
     return (lanes)((whole)(x * by) & ((word & bits) != 0));
 }
 
-/* y = dropout(silu(group_norm(x))), and the moments [n, groups] of x. What is kept, as words from `kept`, is
-   multiplied by `by`; without words there is no dropout. */
-void silu_of_group_norm(
-    const float *x, const float *weight, const float *bias, const unsigned short *words, float by,
-    float *y, float *mean, float *inverse, size_t n, size_t pixels, size_t channels, size_t groups, float eps)
+INLINE void image_activated(
+    const void *x, const float *weight, const float *bias, const unsigned short *words, float by,
+    void *y, float *mean, float *inverse, size_t k, size_t pixels, size_t channels, size_t groups, float eps,
+    int silu, int narrow)
 {
-    EACH (k, n, (size_t)omp_get_max_threads()) {
-        const float *from = x + k * pixels * channels;
-        float *to = y + k * pixels * channels, scale[channels], shift[channels];
-        moments(from, mean + k * groups, inverse + k * groups, scale, pixels, channels, groups, eps);
-        affine(weight, bias, mean + k * groups, inverse + k * groups, scale, shift, channels, groups);
-        for (size_t p = 0; p < pixels; p++)
-            for (size_t c = 0; c < channels; c += LANES) {
-                lanes z = at(from + p * channels + c) * at(scale + c) + at(shift + c);
-                lanes active = z * sigmoid(z);
-                if (words)
-                    active = times(active, words[((k * pixels + p) * channels + c) / LANES], by);
-                put(to + p * channels + c, active);
-            }
+    size_t first = k * pixels * channels;
+    float scale[channels], shift[channels];
+    moments(x, first, mean + k * groups, inverse + k * groups, scale, pixels, channels, groups, eps, narrow);
+    affine(weight, bias, mean + k * groups, inverse + k * groups, scale, shift, channels, groups);
+    for (size_t i = first; i < first + pixels * channels; i += channels)
+        for (size_t c = 0; c < channels; c += LANES) {
+            lanes z = number(x, i + c, narrow) * at(scale + c) + at(shift + c);
+            lanes active = silu ? z * sigmoid(z) : z;
+            if (words)
+                active = times(active, words[(i + c) / LANES], by);
+            store(y, i + c, active, narrow);
+        }
+}
+
+/* y = dropout(silu(group_norm(x))), or without the SiLU, and the moments [n, groups] of x. What is kept, as words from
+   `kept`, is multiplied by `by`; without words there is no dropout. */
+void group_norm(
+    const void *x, const float *weight, const float *bias, const unsigned short *words, float by,
+    void *y, float *mean, float *inverse, size_t n, size_t pixels, size_t channels, size_t groups, float eps,
+    int silu, int narrow)
+{
+    EACH (k, n, (size_t)omp_get_max_threads())
+        if (narrow)
+            image_activated(x, weight, bias, words, by, y, mean, inverse, k, pixels, channels, groups, eps, silu, 1);
+        else
+            image_activated(x, weight, bias, words, by, y, mean, inverse, k, pixels, channels, groups, eps, silu, 0);
+}
+
+INLINE void image_gradient(
+    const void *grad, const void *x, const float *weight, const float *bias, const unsigned short *words, float by,
+    const float *centre, const float *rate, void *for_x, float *by_weight, float *by_bias,
+    size_t k, size_t pixels, size_t channels, size_t groups, int silu, int narrow)
+{
+    size_t each = channels / groups, first = k * pixels * channels, last = first + pixels * channels;
+    float scale[channels], shift[channels], factor[channels], middle[channels];
+    affine(weight, bias, centre, rate, scale, shift, channels, groups);
+    for (size_t c = 0; c < channels; c++) {
+        middle[c] = centre[c / each];
+        by_weight[c] = by_bias[c] = 0;
     }
+    for (size_t i = first; i < last; i += channels)
+        for (size_t c = 0; c < channels; c += LANES) {
+            lanes v = number(x, i + c, narrow), d = number(grad, i + c, narrow);
+            if (silu) {
+                lanes z = v * at(scale + c) + at(shift + c), s = sigmoid(z);
+                d = d * s * (1 + z * (1 - s));
+            }
+            if (words)
+                d = times(d, words[(i + c) / LANES], by);
+            store(for_x, i + c, d, narrow);
+            put(by_bias + c, at(by_bias + c) + d);
+            put(by_weight + c, at(by_weight + c) + d * (v - at(middle + c)));
+        }
+    for (size_t g = 0; g < groups; g++) {
+        double sum = 0, moment = 0, count = pixels * each;
+        for (size_t c = g * each; c < (g + 1) * each; c++) {
+            sum += by_bias[c] * weight[c];
+            moment += by_weight[c] * weight[c];
+            by_weight[c] *= rate[g];
+        }
+        double r = rate[g], slope = -moment * r * r * r / count;
+        for (size_t c = g * each; c < (g + 1) * each; c++) {
+            factor[c] = slope;
+            shift[c] = -sum * r / count - slope * centre[g];
+        }
+    }
+    for (size_t i = first; i < last; i += channels)
+        for (size_t c = 0; c < channels; c += LANES) {
+            lanes d = number(for_x, i + c, narrow), v = number(x, i + c, narrow);
+            store(for_x, i + c, d * at(scale + c) + v * at(factor + c) + at(shift + c), narrow);
+        }
 }
 
 /* From grad of y that of x, and those of weight and bias by image: [n, channels]. */
-void silu_of_group_norm_backward(
-    const float *grad, const float *x, const float *weight, const float *bias, const unsigned short *words, float by,
-    const float *mean, const float *inverse, float *for_x, float *for_weight, float *for_bias,
-    size_t n, size_t pixels, size_t channels, size_t groups)
+void group_norm_backward(
+    const void *grad, const void *x, const float *weight, const float *bias, const unsigned short *words, float by,
+    const float *mean, const float *inverse, void *for_x, float *for_weight, float *for_bias,
+    size_t n, size_t pixels, size_t channels, size_t groups, int silu, int narrow)
 {
-    size_t each = channels / groups;
     EACH (k, n, (size_t)omp_get_max_threads()) {
-        const float *from = x + k * pixels * channels, *upstream = grad + k * pixels * channels;
         const float *centre = mean + k * groups, *rate = inverse + k * groups;
-        float *to = for_x + k * pixels * channels, *by_weight = for_weight + k * channels;
-        float *by_bias = for_bias + k * channels;
-        float scale[channels], shift[channels], factor[channels], middle[channels];
-        affine(weight, bias, centre, rate, scale, shift, channels, groups);
-        for (size_t c = 0; c < channels; c++) {
-            middle[c] = centre[c / each];
-            by_weight[c] = by_bias[c] = 0;
-        }
-        for (size_t p = 0; p < pixels; p++)
-            for (size_t c = 0; c < channels; c += LANES) {
-                lanes v = at(from + p * channels + c), z = v * at(scale + c) + at(shift + c), s = sigmoid(z);
-                lanes d = at(upstream + p * channels + c) * s * (1 + z * (1 - s));
-                if (words)
-                    d = times(d, words[((k * pixels + p) * channels + c) / LANES], by);
-                put(to + p * channels + c, d);
-                put(by_bias + c, at(by_bias + c) + d);
-                put(by_weight + c, at(by_weight + c) + d * (v - at(middle + c)));
-            }
-        for (size_t g = 0; g < groups; g++) {
-            double sum = 0, moment = 0, count = pixels * each;
-            for (size_t c = g * each; c < (g + 1) * each; c++) {
-                sum += by_bias[c] * weight[c];
-                moment += by_weight[c] * weight[c];
-                by_weight[c] *= rate[g];
-            }
-            double r = rate[g], slope = -moment * r * r * r / count;
-            for (size_t c = g * each; c < (g + 1) * each; c++) {
-                factor[c] = slope;
-                shift[c] = -sum * r / count - slope * centre[g];
-            }
-        }
-        for (size_t p = 0; p < pixels; p++)
-            for (size_t c = 0; c < channels; c += LANES) {
-                float *d = to + p * channels + c;
-                put(d, at(d) * at(scale + c) + at(from + p * channels + c) * at(factor + c) + at(shift + c));
-            }
+        float *by_weight = for_weight + k * channels, *by_bias = for_bias + k * channels;
+        if (narrow)
+            image_gradient(grad, x, weight, bias, words, by, centre, rate, for_x, by_weight, by_bias, k, pixels,
+                           channels, groups, silu, 1);
+        else
+            image_gradient(grad, x, weight, bias, words, by, centre, rate, for_x, by_weight, by_bias, k, pixels,
+                           channels, groups, silu, 0);
     }
 }

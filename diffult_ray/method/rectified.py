@@ -127,7 +127,7 @@ def backward(
 
 
 def _shape(x: torch.Tensor) -> list[ctypes.c_size_t | ctypes.c_int]:
-    return [*sizes(len(x), x.shape[2] * x.shape[3], x.shape[1]), ctypes.c_int(x.dtype == torch.bfloat16)]
+    return [*sizes(len(x), x.shape[2] * x.shape[3], x.shape[1]), native.is_narrow(x)]
 
 
 class _Activation(torch.autograd.Function):
