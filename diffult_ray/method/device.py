@@ -195,8 +195,8 @@ def placed(
     size = model.config.sample_size
     rounded = uses_bf16(on, precision, size)
     model = tuned(model, given, rounded=rounded, trains=trains)
-    on_cpu = given.tuned and not given.compile and given.gpus <= 0
-    in_c = blocks.has_winograd(model) or (rounded and on_cpu and native.available())
+    may = given.tuned and not given.compile and given.gpus <= 0
+    in_c = blocks.has_winograd(model) or (may and rounded and native.available())
     layout = memory_format(on, size, network="unet", trains=trains, in_c=in_c)
     return model.to(on, memory_format=layout), layout
 

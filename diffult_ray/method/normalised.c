@@ -99,6 +99,7 @@ INLINE lanes times(lanes x, unsigned short word, float by)
     return (lanes)((whole)(x * by) & ((word & bits) != 0));
 }
 
+/* `group_norm` of the k-th image. */
 INLINE void image_activated(
     const void *x, const float *weight, const float *bias, const unsigned short *words, float by,
     void *y, float *mean, float *inverse, size_t k, size_t pixels, size_t channels, size_t groups, float eps,
@@ -132,6 +133,8 @@ void group_norm(
             image_activated(x, weight, bias, words, by, y, mean, inverse, k, pixels, channels, groups, eps, silu, 0);
 }
 
+/* `group_norm_backward` of the k-th image, whose moments these are. What goes back through the SiLU is kept where x's
+   gradient will be, and so is rounded to bf16 before that is, if they are narrow. */
 INLINE void image_gradient(
     const void *grad, const void *x, const float *weight, const float *bias, const unsigned short *words, float by,
     const float *centre, const float *rate, void *for_x, float *by_weight, float *by_bias,
