@@ -44,40 +44,26 @@ def doubled(leaves: list[torch.Tensor]) -> list[torch.Tensor]:
 SHAPES = [(3, 32, 8, 32), (2, 128, 16, 32), (5, 48, 4, 2), (1, 64, 1, 4), (2, 16, 9, 1)]
 
 
+TORCHS = {silu_of_group_norm: usual, group_norm: functional.group_norm}
+
+
 @compiles
+@pytest.mark.parametrize("function", TORCHS)
 @pytest.mark.parametrize(("n", "channels", "side", "groups"), SHAPES)
-def test_group_norm_and_silu_are_torchs(n, channels, side, groups):
+def test_a_group_norm_with_silu_and_without_is_torchs(n, channels, side, groups, function):
     leaves = given(n, channels, side)
-    ours, exact = results(silu_of_group_norm, leaves, groups), results(usual, doubled(leaves), groups)
+    ours, exact = results(function, leaves, groups), results(TORCHS[function], doubled(leaves), groups)
     assert ours[0].is_contiguous(memory_format=torch.channels_last)
     for found, wanted in zip(ours, exact, strict=True):
         assert (found - wanted).norm() <= 2e-6 * wanted.norm()
 
 
 @compiles
-@pytest.mark.parametrize(("n", "channels", "side", "groups"), SHAPES)
-def test_a_group_norm_alone_is_torchs(n, channels, side, groups):
-    def torchs(x, groups, weight, bias, eps):
-        return functional.group_norm(x, groups, weight, bias, eps)
-
-    leaves = given(n, channels, side)
-    ours, exact = results(group_norm, leaves, groups), results(torchs, doubled(leaves), groups)
-    assert ours[0].is_contiguous(memory_format=torch.channels_last)
-    for found, wanted in zip(ours, exact, strict=True):
-        assert (found - wanted).norm() <= 2e-6 * wanted.norm()
-
-
-@compiles
-@pytest.mark.parametrize("function", [silu_of_group_norm, group_norm])
+@pytest.mark.parametrize("function", TORCHS)
 @pytest.mark.parametrize(("n", "channels", "side", "groups"), SHAPES)
 def test_of_bf16_they_are_as_near_as_its_8_bits_allow(n, channels, side, groups, function):
     leaves = given(n, channels, side)
-    rounded = [leaves[0].detach().bfloat16().requires_grad_(), *leaves[1:]]
-
-    def torchs(x, groups, weight, bias, eps):
-        y = functional.group_norm(x, groups, weight, bias, eps)
-        return functional.silu(y) if function is silu_of_group_norm else y
-
+    rounded, torchs = [leaves[0].detach().bfloat16().requires_grad_(), *leaves[1:]], TORCHS[function]
     given_to = (function, rounded), (torchs, rounded), (torchs, doubled(rounded))
     found = [results(by, each, groups) for by, each in given_to]
     assert [each.dtype for each in found[0]] == [torch.bfloat16] * 2 + [torch.float32] * 2

@@ -15,7 +15,7 @@ from diffult_ray.method.normalised import silu_of_group_norm
 from diffult_ray.method.rectified import relu_of_batch_norm
 from diffult_ray.method.residual import basic_block
 from diffult_ray.models.classifiers import BasicBlock
-from diffult_ray.models.dropout import Dropout
+from diffult_ray.models.dropout import Drawn, Dropout
 
 # Doubled pixels behind a 3x3 convolution are a transposed one of 4x4. In a row: of u, of w.
 DOUBLED = ((0, 0, 1), (0, 1, 1), (1, 1, 0), (1, 0, 0))
@@ -196,12 +196,14 @@ def _active(
         y = functional.silu(norm(x))
         return y if dropout is None else dropout(y)
     drawn = dropout.draw(x) if isinstance(dropout, Dropout) else None
-    y = silu_of_group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps, drawn)
+    y = _normed_and_active(norm, x, drawn)
     return y if dropout is None or drawn is not None else dropout(y)
 
 
-def _normed_and_active(norm: torch.nn.GroupNorm, x: torch.Tensor) -> torch.Tensor:
-    return silu_of_group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
+def _normed_and_active(
+    norm: torch.nn.GroupNorm, x: torch.Tensor, drawn: Drawn | None = None
+) -> torch.Tensor:
+    return silu_of_group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps, drawn)
 
 
 def _residual_beside(
