@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -165,6 +168,57 @@ def test_without_a_compiler_that_works_networks_stay_torchs(environment, told, m
         assert caplog.text.count("networks stay torch's") == bool(told) and told in caplog.text
     finally:
         native.library.cache_clear()
+
+
+COMPILED = "from diffult_ray.method import native; assert native.available()"
+
+
+@pytest.fixture
+def counted(tmp_path, monkeypatch):
+    """A temporary folder of its own, and how often a compiler was asked to compile there."""
+    log, command = tmp_path / "log", tmp_path / "cc"
+    command.write_text(f'#!/bin/sh\necho "$@" >> {log}\nexec {native.compiler()} "$@"\n')
+    command.chmod(0o700)
+    (tmp_path / "kept").mkdir()
+    monkeypatch.setenv("CC", str(command))
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "kept"))
+    return lambda: log.read_text().count(" -o ") if log.exists() else 0
+
+
+def processes(n: int) -> None:
+    """So many at once that need it, each of which gets it."""
+    started = [subprocess.Popen([sys.executable, "-c", COMPILED]) for _ in range(n)]
+    assert [each.wait() for each in started] == [0] * n
+
+
+@compiles
+def test_one_process_compiles_for_all_and_again_where_that_is_no_library(counted, tmp_path):
+    processes(3)
+    assert counted() == 1
+    [made] = (tmp_path / "kept").glob("*/*.so")
+    made.write_bytes(b"")
+    processes(1)
+    assert counted() == 2
+    processes(1)
+    assert counted() == 2
+
+
+@compiles
+@pytest.mark.parametrize("theirs", ["writable", "link", "file"])
+def test_nothing_is_loaded_from_where_others_can_write(counted, tmp_path, theirs):
+    folder = tmp_path / "kept" / f"diffult-native-{os.getuid()}"
+    if theirs == "writable":
+        folder.mkdir()
+        folder.chmod(0o770)
+    elif theirs == "link":
+        (tmp_path / "theirs").mkdir(mode=0o700)
+        folder.symlink_to(tmp_path / "theirs")
+    else:
+        folder.touch()
+    processes(1)
+    assert counted() == 1
+    assert list(folder.parent.iterdir()) == [folder]
+    assert theirs == "file" or list(folder.iterdir()) == []
 
 
 @compiles

@@ -287,6 +287,18 @@ def test_how_many_images_are_made_at_a_time_follows_the_memory(monkeypatch):
         assert device.images_at_once(network(), CPU, Allotment(), guided=guided) == images
 
 
+@pytest.mark.parametrize(
+    ("given", "size", "guided", "images"),
+    [
+        (Allotment(), 32, True, 32), (Allotment(), 32, False, 64), (Allotment(cpus=0.5), 32, True, 32),
+        (Allotment(cpus=2), 32, True, 64), (Allotment(cpus=16), 32, True, 128), (Allotment(), 28, True, 32),
+        (Allotment(), 8, True, 128), (Allotment(), 512, True, 1), (Allotment(gpus=0.5), 256, True, 128),
+    ],
+)
+def test_a_cpu_makes_no_more_images_at_a_time_than_are_faster(given, size, guided, images):
+    assert given.images_at_once(size, guided=guided) == images
+
+
 def test_a_process_has_its_cpus_share_of_the_memory():
     whole, half = (device._memory(CPU, Allotment(cpus=share * (os.cpu_count() or 1))) for share in (1, 0.5))
     assert whole == 2 * half > 2**28

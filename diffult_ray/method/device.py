@@ -21,7 +21,6 @@ from diffult_ray.method.attention import fold_attention
 
 FEW_POSITIONS = 256
 FEW_CHANNELS = 64
-MOST_AT_ONCE = 128
 MEMORY_SHARE = 0.25
 MAPS = 25
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
@@ -62,7 +61,8 @@ def images_at_once(unet: torch.nn.Module, device: torch.device, given: Allotment
     """
     row = MAPS * unet.config.block_out_channels[0] * unet.config.sample_size**2 * 4
     rows = MEMORY_SHARE * _memory(device, given) / row
-    return min(MOST_AT_ONCE, 2 ** max(0, int(math.log2(max(1, rows / (1 + guided))))))
+    most = given.images_at_once(unet.config.sample_size, guided=guided)
+    return min(most, 2 ** max(0, int(math.log2(max(1, rows / (1 + guided))))))
 
 
 def _memory(device: torch.device, given: Allotment) -> float:

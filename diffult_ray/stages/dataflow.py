@@ -26,24 +26,49 @@ from diffult_ray.stages import Order, Site, held
 # A mapper asks for a little less than its share, so that read tasks always find room beside it.
 MAPPER_SHARE = 0.9
 IO_CPUS = 0.05
-# What a mapper has in hand, and loses with its machine; a whole number of a sampler's batches.
+# At most so much a mapper has in hand, and loses with its machine; a whole number of a sampler's batches.
 BLOCK_ROWS = 128
 
 
-def from_tables(tables: Sequence[pa.Table]) -> Any:
+def from_tables(tables: Sequence[pa.Table], *, workers: int = 1, batch: int = BLOCK_ROWS) -> Any:
     """A data set of the n-th table's rows with `target` n, already in blocks.
 
     A repartition would be tasks that want a whole CPU each, and wait for ever beside a pool of actors.
+
+    Args:
+        workers, batch: of `block_sizes`.
     """
     import ray.data
 
-    blocks = []
+    blocks, left = [], sum(table.num_rows for table in tables)
     for number, table in enumerate(tables):
         targets = pa.array([number] * table.num_rows, type=pa.int64())
         table = table.append_column("target", targets)
-        starts = range(0, table.num_rows, BLOCK_ROWS)
-        blocks += [table.slice(start, BLOCK_ROWS).combine_chunks() for start in starts]
+        start = 0
+        for size in block_sizes(table.num_rows, left, workers=workers, batch=batch):
+            blocks.append(table.slice(start, size).combine_chunks())
+            start += size
+        left -= table.num_rows
     return ray.data.from_arrow(blocks)
+
+
+def block_sizes(rows: int, left: int, *, workers: int, batch: int) -> Iterator[int]:
+    """Rows of the blocks of a table: large ones first, and small ones at the end, when workers wait.
+
+    Guided self-scheduling (Polychronopoulos and Kuck, IEEE Transactions on Computers C-36, 1987) with half of
+    its share: a block has what is left over twice the workers.
+
+    Args:
+        rows: of the table.
+        left: of it and of all that follow.
+        batch: rows that are worked on at a time; all blocks have a multiple of it, but for a table's last one
+            and where BLOCK_ROWS are fewer.
+    """
+    while rows > 0:
+        share = left // (2 * workers) // batch * batch
+        size = min(rows, BLOCK_ROWS, max(batch, share))
+        yield size
+        rows, left = rows - size, left - size
 
 
 def from_parquet(folders: Sequence[str], system: Any, rows: int) -> Any:
@@ -61,7 +86,8 @@ def from_parquet(folders: Sequence[str], system: Any, rows: int) -> Any:
 
 
 def map_rows(
-    dataset: Any, mapper: type, arguments: Mapping[str, Any], *, resources: Any, order: Order
+    dataset: Any, mapper: type, arguments: Mapping[str, Any], *, resources: Any, order: Order,
+    by_block: bool = False,
 ) -> Any:
     """`dataset` mapped in batches of pyarrow tables by up to `resources.workers` processes.
 
@@ -72,6 +98,7 @@ def map_rows(
     Args:
         mapper: a class that is made of `arguments` and `given`, once a process, and called with tables.
         order: in whose work folder they note how much memory they take.
+        by_block: the batches are the blocks, as `from_tables` made them.
     """
     import ray.data
 
@@ -88,7 +115,7 @@ def map_rows(
         }
     return dataset.map_batches(
         function,
-        batch_size=BLOCK_ROWS,
+        batch_size=None if by_block else BLOCK_ROWS,
         batch_format="pyarrow",
         num_cpus=resources.cpus * MAPPER_SHARE,
         num_gpus=resources.gpus or None,

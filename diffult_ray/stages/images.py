@@ -57,9 +57,10 @@ def build(orders: Sequence[Order], resources: Any) -> None:
     ]
     total, seconds = sum(rows.num_rows for rows in missing), 0.0
     if total:
+        batch = min(_at_once(order, Allotment.of(resources)) for order in orders)
         data = map_rows(
-            from_tables(missing), SampleRows, {"targets": [_target(o) for o in orders]},
-            resources=resources, order=orders[0],
+            from_tables(missing, workers=resources.workers, batch=batch), SampleRows,
+            {"targets": [_target(o) for o in orders]}, resources=resources, order=orders[0], by_block=True,
         )
         seconds = count(data, total, orders[0])
     rate = total / seconds if seconds else None
@@ -71,6 +72,11 @@ def _wanted(order: Order) -> pa.Table:
     counts = files.read_json(order.inputs["split"] / "split.json")["class_counts"]
     per_class = order.config["per_class"]
     return pool.requests([max(0, per_class - n) for n in counts], order.config["seed"])
+
+
+def _at_once(order: Order, given: Allotment) -> int:
+    size = files.read_json(order.inputs["split"] / "split.json")["image_size"]
+    return given.images_at_once(size, guided=order.config["guidance"] > 0)
 
 
 def _made(order: Order) -> pa.Table:

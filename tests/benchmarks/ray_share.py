@@ -46,7 +46,7 @@ def mapped(tables: Any, mapper: type, arguments: Any, *, resources: Any, order: 
     yield from map(made, tables)
 
 
-def numbered(tables: Any) -> list[Any]:
+def numbered(tables: Any, **blocks: int) -> list[Any]:
     return [table.append_column("target", [[n] * len(table)]) for n, table in enumerate(tables)]
 
 
