@@ -1,13 +1,15 @@
 """Two workers against one, of one thread each: training of the generator, and generation.
 
     python tests/benchmarks/scaling.py --root DIR [--repeats 3] [--only training|generation] [--batch 64]
-        [--paper --steps 84]
+        [--paper --steps 84] [--apart]
 
 CIFAR100-LT (imbalance factor 100) in DIR, a U-Net of 64-128-128 channels (`--paper`: the paper's, of 35.7 M
 parameters; in 84 steps its first checkpoint lies before the images that count), 112 steps of batch 64, or as
-many images in larger batches, or `--steps`; 984 images, in eight blocks of 128 or fewer (of nine, one worker
-would have five), by DPM-Solver++ of 5 steps with guidance.
+many images in larger batches, or `--steps`; 984 images by DPM-Solver++ of 5 steps with guidance.
 The whole stages on Ray, by turns; the rates are those of their loops, without the start of their processes.
+`--apart`: in each turn also two trainings of one worker and half the batch, at once, that know nothing of
+each other: what the machine and Ray leave for two workers that never wait. `apart` is the sum of their rates
+over one worker's, `apart_slower` twice the slower one's.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import argparse
 import os
 import shutil
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from measure import summary, tell
@@ -50,6 +53,14 @@ def built(stage: pipeline.Stage, store: Store) -> Artifact:
     return store.find(stage)
 
 
+def rates_apart(trainings: list[pipeline.Stage], store: Store, batch: int, first: int) -> list[float]:
+    """Of trainings at once, whose inputs they share."""
+    for needed in trainings[0].inputs.values():
+        built(needed, store)
+    with ThreadPoolExecutor(len(trainings)) as pool:
+        return [training_rate(a, batch, first) for a in pool.map(lambda t: built(t, store), trainings)]
+
+
 def training_rate(artifact: Artifact, batch: int, first: int) -> float:
     from diffult_ray import files
 
@@ -66,6 +77,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=BATCH, help="of the generator's training")
     parser.add_argument("--paper", action="store_true", help="the paper's U-Net")
     parser.add_argument("--steps", type=int, help="of the generator's training")
+    parser.add_argument("--apart", action="store_true", help="also two trainings apart")
     given = parser.parse_args()
     batch, network = given.batch, PAPER if given.paper else SMALL
     steps = 2 if given.only == "generation" else given.steps or IMAGES // batch
@@ -75,6 +87,7 @@ def main() -> None:
     training = "generator training" + (f" of batch {batch}" if batch != BATCH else "")
     training += ", the paper's U-Net" if given.paper else ""
     rates: dict[str, dict[int, list[float]]] = {training: {}, "generation": {}}
+    apart: list[list[float]] = []
     first = min(FIRST, steps * batch // 7)
     try:
         cluster.connect("local")
@@ -88,16 +101,27 @@ def main() -> None:
                 if given.only != "training":
                     made = built(pipeline.images(e), store)
                     rates["generation"].setdefault(workers, []).append(made.summary["images_per_second"])
+            if given.apart and given.only != "generation":
+                halves = [
+                    pipeline.generator(experiment(given.root, seed, 1, steps, batch // 2, network))
+                    for seed in (turn, turn + given.repeats)
+                ]
+                found = rates_apart(halves, Store(folder / f"{turn}-apart"), batch // 2, first // 2)
+                apart.append([rate / rates[training][1][-1] for rate in found])
     finally:
         cluster.disconnect()
         shutil.rmtree(folder, ignore_errors=True)
     for what, found in rates.items():
         if not found:
             continue
+        beside = {}
+        if what == training and apart:
+            beside["apart"] = summary([sum(each) for each in apart])
+            beside["apart_slower"] = summary([2 * min(each) for each in apart])
         tell(
             f"{what}, two workers against one", packages=("ray", "torch"),
             images_per_second={str(w): summary(r, 1) for w, r in found.items()},
-            ratio=summary([b / a for a, b in zip(found[1], found[2], strict=True)]),
+            ratio=summary([b / a for a, b in zip(found[1], found[2], strict=True)]), **beside,
         )
 
 
