@@ -63,6 +63,11 @@ def block_sizes(rows: int, left: int, *, workers: int, batch: int) -> Iterator[i
         left: of it and of all that follow.
         batch: rows that are worked on at a time; all blocks have a multiple of it, but for a table's last one
             and where BLOCK_ROWS are fewer.
+
+    >>> list(block_sizes(500, 500, workers=2, batch=32))
+    [96, 96, 64, 32, 32, 32, 32, 32, 32, 32, 20]
+    >>> list(block_sizes(300, 1300, workers=2, batch=32)), list(block_sizes(300, 300, workers=2, batch=128))
+    ([128, 128, 44], [128, 128, 44])
     """
     while rows > 0:
         share = left // (2 * workers) // batch * batch
