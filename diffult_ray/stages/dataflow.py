@@ -103,7 +103,8 @@ def map_rows(
     Args:
         mapper: a class that is made of `arguments` and `given`, once a process, and called with tables.
         order: in whose work folder they note how much memory they take.
-        by_block: the batches are the blocks, as `from_tables` made them.
+        by_block: the batches are the blocks, as `from_tables` made them; with a GPU, for which Ray Data
+            wants a number, they are BLOCK_ROWS, as all its blocks but the last of a table are.
     """
     import ray.data
 
@@ -120,7 +121,7 @@ def map_rows(
         }
     return dataset.map_batches(
         function,
-        batch_size=None if by_block else BLOCK_ROWS,
+        batch_size=None if by_block and not resources.gpus else BLOCK_ROWS,
         batch_format="pyarrow",
         num_cpus=resources.cpus * MAPPER_SHARE,
         num_gpus=resources.gpus or None,
