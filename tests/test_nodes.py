@@ -163,7 +163,7 @@ def test_of_a_pool_only_what_a_vanished_machine_had_in_hand_is_made_again(cluste
                 made[path.name] = pq.read_table(path, columns=["seed"])["seed"].to_pylist()
         return len(made)
 
-    wait_for(lambda: look() >= 4 or build.process.poll() is not None)
+    wait_for(lambda: look() >= 4 or build.process.poll() is not None, 400)  # scores need all images first
     assert build.process.poll() is None, build.process.stdout.read()
     victim = wait_for(lambda: next((m for m in machines if m.processes(TITLES[name])), None))
     victim.vanish()
